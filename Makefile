@@ -1,0 +1,52 @@
+# Each target sets itself up. Given: Python >= 3.11, make and a C++17 compiler; the rest comes by pip.
+#   make setup   .venv with everything in it        make demo    the whole product, into demo-out/
+#   make test    the tests                          make lint    style, types, layers
+#   make bench   the measurements under bench/      make native  the C++ library alone, in build/dev
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CPP := CMakeLists.txt $(shell find src -name '*.cpp' -o -name '*.hpp')
+
+.PHONY: setup demo test lint bench native clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+demo: setup
+	rm -rf demo-out
+	$(BIN)/unspool demo -o demo-out
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: setup
+	set -e; for script in $(sort $(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+# Then: UNSPOOL_NATIVE=build/dev/_native.abi3.so
+native: $(VENV)/.tools
+	$(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build build/dev
+
+clean:
+	rm -rf $(VENV) build dist demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .import_linter_cache
+
+# The build tools live in the environment, so that a changed C++ file costs a compile, no download.
+$(VENV)/.tools: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f"Python >= 3.11 is needed, found {sys.version.split()[0]}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt scikit-build-core cmake ninja
+	touch $@
+
+# Editable: Python files are read from src/, the library is rebuilt when C++ changes.
+$(VENV)/.installed: $(VENV)/.tools pyproject.toml $(CPP)
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation --editable '.[dev,plot]'
+	touch $@

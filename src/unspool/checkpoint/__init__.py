@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors shards and a config.json with the full declarations."""

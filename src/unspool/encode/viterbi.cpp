@@ -1,0 +1,166 @@
+// The best tail-biting walk through a trellis, many rings at a time. viterbi.py states the algorithm
+// and holds the numpy twin, which gives the same states bit for bit.
+//
+// SIMD runs over rings: 16 rings walk the trellis together, table entries are broadcast. A table
+// entry is then 4 bytes for 16 rings, so even tables far beyond the cache stream at a fraction of the
+// arithmetic's pace (65536 states of 4 lanes: 1.3 MB a step, 4 bytes a cycle).
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "threads.hpp"
+
+namespace {
+
+using namespace unspool;
+using std::size_t;
+
+constexpr size_t kVectors = 2;
+constexpr size_t kRings = 8 * kVectors;  // rings in a group
+constexpr float kNever = std::numeric_limits<float>::infinity();
+constexpr int kNoMemory = 1;
+constexpr int kNoWalk = 2;
+
+// In-edges are grouped by to-node, then by from-node, then the parallel edges between the two:
+// edge = source * parallel + copy, sources * parallel edges in all; powers of two, at least 2 edges.
+struct Trellis {
+  const float* table;      // [nodes, lanes + 1, edges]: sum of v*v, then -2v of each lane
+  const uint32_t* source;  // [nodes, sources]: from-nodes
+  const uint32_t* state;   // [nodes, edges]
+  size_t nodes, sources, parallel, lanes, log_parallel;
+  size_t edges() const { return sources * parallel; }
+};
+
+struct Job {
+  Trellis trellis;
+  const float* targets;  // [rings, steps, lanes]
+  uint32_t* states;      // [rings, steps]
+  size_t rings, steps, passes;
+};
+
+// What one worker needs; allocated once.
+struct Scratch {
+  std::unique_ptr<float[]> owned;
+  float* targets;  // [steps, lanes, kRings]
+  float* alphas;   // [steps + 1, nodes, kRings]: cheapest walk to each node
+  float* costs;    // [edges]
+  bool no_walk = false;
+};
+
+struct Best {
+  float cost;
+  size_t edge;
+};
+
+}  // namespace
+
+#define UNSPOOL_KERNEL "encode/viterbi_step.hpp"
+#include "each_isa.hpp"
+
+namespace {
+
+// Rings beyond the last are zeros; their walks are thrown away.
+void transpose_targets(const Job& job, size_t first, float* out) {
+  const size_t row = job.steps * job.trellis.lanes;
+  const size_t rings = std::min(kRings, job.rings - first);
+  for (size_t i = 0; i < row; ++i) {
+    for (size_t ring = 0; ring < rings; ++ring)
+      out[i * kRings + ring] = job.targets[(first + ring) * row + i];
+    for (size_t ring = rings; ring < kRings; ++ring) out[i * kRings + ring] = 0;
+  }
+}
+
+void start(const Trellis& t, bool free, const size_t* nodes, float* alphas) {
+  std::fill_n(alphas, t.nodes * kRings, free ? 0.0f : kNever);
+  if (free) return;
+  for (size_t ring = 0; ring < kRings; ++ring) alphas[nodes[ring] * kRings + ring] = 0;
+}
+
+void cheapest_nodes(const Trellis& t, const float* alphas, size_t* nodes) {
+  for (size_t ring = 0; ring < kRings; ++ring) {
+    nodes[ring] = 0;
+    for (size_t node = 1; node < t.nodes; ++node)
+      if (alphas[node * kRings + ring] < alphas[nodes[ring] * kRings + ring]) nodes[ring] = node;
+  }
+}
+
+// One pass from the boundary at `origin` around the ring. Traces back to the step `until` and leaves
+// the nodes before it in `nodes`; writes the states passed on the way where `states` is given.
+void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t first, Scratch& scratch,
+              size_t* nodes, bool keep) {
+  const Trellis& t = job.trellis;
+  const size_t layer = t.nodes * kRings;
+  const auto at = [&](size_t i) {
+    return scratch.targets + (origin + i) % job.steps * t.lanes * kRings;
+  };
+  float* alphas = scratch.alphas;
+  start(t, free, nodes, alphas);
+  // The last layer only matters where the end is free: a constrained trace-back starts from its node.
+  const size_t forward = free ? job.steps : job.steps - 1;
+  for (size_t i = 0; i < forward; ++i)
+    UNSPOOL_BEST(step)(t, at(i), alphas + i * layer, alphas + (i + 1) * layer);
+  if (free) cheapest_nodes(t, alphas + job.steps * layer, nodes);
+  uint32_t states[kRings];
+  for (size_t i = job.steps; i-- > until;) {
+    UNSPOOL_BEST(step_back)(t, at(i), alphas + i * layer, scratch, nodes, states);
+    for (size_t ring = 0; keep && ring < kRings && first + ring < job.rings; ++ring)
+      job.states[(first + ring) * job.steps + (origin + i) % job.steps] = states[ring];
+  }
+}
+
+void encode_group(const Job& job, size_t first, Scratch& scratch) {
+  transpose_targets(job, first, scratch.targets);
+  const size_t half = job.steps / 2;
+  size_t nodes[kRings] = {};
+  // Without memory there is one node, and the free pass is already exact.
+  const size_t passes = job.trellis.nodes == 1 ? 1 : job.passes;
+  for (size_t pass = 0; pass < passes; ++pass) {
+    const bool last = pass + 1 == passes;
+    const size_t origin = pass % 2 ? 0 : half;
+    run_pass(job, pass == 0, origin, last ? 0 : pass % 2 ? half : job.steps - half, first, scratch,
+             nodes, last);
+  }
+}
+
+Scratch allocate(const Job& job) {
+  const Trellis& t = job.trellis;
+  const size_t targets = job.steps * t.lanes * kRings;
+  const size_t alphas = (job.steps + 1) * t.nodes * kRings;
+  Scratch scratch;
+  scratch.owned.reset(new float[targets + alphas + t.edges()]);
+  scratch.targets = scratch.owned.get();
+  scratch.alphas = scratch.targets + targets;
+  scratch.costs = scratch.alphas + alphas;
+  return scratch;
+}
+
+}  // namespace
+
+// Shapes as in Trellis and Job. 0: done, 1: no memory, 2: a ring has no walk of finite values.
+extern "C" __attribute__((visibility("default"))) int unspool_viterbi(
+    const float* table, const uint32_t* source, const uint32_t* state, size_t nodes, size_t sources,
+    size_t parallel, size_t lanes, const float* targets, size_t rings, size_t steps, size_t passes,
+    size_t threads, uint32_t* states) {
+  size_t log_parallel = 0;
+  while ((size_t{1} << log_parallel) < parallel) ++log_parallel;
+  const Job job{{table, source, state, nodes, sources, parallel, lanes, log_parallel},
+                targets, states, rings, steps, passes};
+  const size_t groups = (rings + kRings - 1) / kRings;
+  try {
+    std::vector<Scratch> scratch;
+    for (size_t i = 0; i < std::max<size_t>(1, std::min(threads, groups)); ++i)
+      scratch.push_back(allocate(job));
+    parallel_for(groups, scratch.size(), [&](size_t worker, size_t group) {
+      encode_group(job, group * kRings, scratch[worker]);
+    });
+    for (const Scratch& s : scratch)
+      if (s.no_walk) return kNoWalk;
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+  return 0;
+}

@@ -1,0 +1,87 @@
+"""Search for the constants of multiply codes: the bits of a product are the weights.
+
+    to E2M1    spread = permute-bytes(window)          to E4M3    word = window * C + D
+               word   = spread * C + D                            word = (word ^ permute-bytes(
+               lanes  = word's upper four nibbles                  window)) & 0x9f9f9f9f
+
+Three instructions for four weights each (the multiply-add is one); no table anywhere. `& 0x9f` leaves
+a sign, two exponent and three mantissa bits: exactly E2M3 x 2**-6, so no pattern is a NaN.
+Candidates are drawn at random and go through rounds of more and more weights, the best survive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unspool.decode.interpret import state_values
+from unspool.encode.viterbi import viterbi
+from unspool.spec.catalog.multiply import to_e2m1, to_e4m3
+from unspool.spec.code import Code
+from unspool.spec.operand import E2M1, Operand
+
+#: rings searched and candidates kept, round after round
+ROUNDS = ((12, 24), (96, 6), (768, 1))
+SIGMAS = (0.97, 1.0, 1.03, 1.06)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A code and its mean squared error on a unit Gaussian."""
+
+    code: Code
+    mse: float
+
+
+def search(
+    bits: int,
+    operand: Operand,
+    *,
+    trials: int,
+    seed: int = 0,
+    progress: Callable[[int, float], None] = lambda trial, mse: None,
+) -> Found:
+    """The best of `trials` random multiply codes of 2 or 3 bits to E2M1 or E4M3.
+
+    `progress(trial, best error so far)` is called after each trial of the first round.
+    """
+    random = np.random.default_rng(seed)
+    rings, kept = ROUNDS[0]
+    found: list[Found] = []
+    for trial in range(trials):
+        found.append(_measure(_draw(random, bits, operand), rings, seed))
+        found = sorted(found, key=lambda entry: entry.mse)[:kept]
+        progress(trial, found[0].mse)
+    for rings, kept in ROUNDS[1:]:
+        again = [_best_sigma(entry.code, rings, seed + 1) for entry in found]
+        found = sorted(again, key=lambda entry: entry.mse)[:kept]
+    return found[0]
+
+
+def _draw(random: np.random.Generator, bits: int, operand: Operand) -> Code:
+    """A random code; its sigma is the RMS of its values, a few per cent short of the best."""
+    multiplier, addend = (int(word) for word in random.integers(0, 1 << 32, 2))
+    places = random.integers(0, bits, 4)  # the window's bytes: two at 2 bits, three at 3
+    selector = int(sum(int(place) << (4 * lane) for lane, place in enumerate(places)))
+    make = to_e2m1 if operand is E2M1 else to_e4m3
+    code = make(bits, selector=selector, multiplier=multiplier | 1, addend=addend, sigma=1.0)
+    return replace(code, sigma=float(np.sqrt(np.mean(state_values(code) ** 2))))
+
+
+def _best_sigma(code: Code, rings: int, seed: int) -> Found:
+    assert code.sigma is not None
+    codes = [replace(code, sigma=round(code.sigma * factor, 4)) for factor in SIGMAS]
+    return min((_measure(c, rings, seed) for c in codes), key=lambda entry: entry.mse)
+
+
+def _measure(code: Code, rings: int, seed: int) -> Found:
+    assert code.sigma is not None
+    shape = (rings, code.steps, code.lanes)
+    sample = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    values = state_values(code) / np.float32(code.sigma)
+    planes = [(plane.window, plane.stride) for plane in code.planes]
+    states = viterbi(values, planes, sample)
+    difference = (sample - values[states]).astype(np.float64)
+    return Found(code=code, mse=float(np.mean(difference**2)))

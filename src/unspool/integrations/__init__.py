@@ -1,0 +1,1 @@
+"""Other projects, each an optional dependency of its own."""

@@ -1,0 +1,194 @@
+"""Hugging Face transformers: importing this module registers the format; then
+
+    AutoModelForCausalLM.from_pretrained(path)
+
+loads a checkpoint. transformers has no plugin discovery: without this import it warns of an unknown
+quantization type and returns a model of random weights. `unspool.load` needs no import beside its
+own, and verifies the whole checkpoint first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from unspool.checkpoint import manifest as manifests
+from unspool.checkpoint.manifest import QUANT_METHOD, Layer, Manifest
+from unspool.checkpoint.read import verify
+from unspool.errors import CheckpointError, ModelError
+from unspool.model import swap
+from unspool.model.linear import QuantizedLinear
+from unspool.model.load import CONFIG, is_checkpoint, load_model, locate
+from unspool.model.shards import read_json
+from unspool.model.swap import Report
+from unspool.spec.format import Format
+
+
+class UnspoolConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """`quantization_config` of a checkpoint. `UnspoolConfig(dequantize=True)`, passed to
+    `from_pretrained`, turns every quantized layer into a dense `nn.Linear` after loading."""
+
+    def __init__(self, *, dequantize: bool = False, **declared: Any) -> None:
+        self.quant_method = QUANT_METHOD
+        self.dequantize = dequantize
+        declared.setdefault("quant_method", QUANT_METHOD)
+        self.manifest = manifests.parse(declared) if len(declared) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        if self.manifest is None:
+            return {"quant_method": QUANT_METHOD, "dequantize": self.dequantize}
+        return self.manifest.to_json()
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        yield from self.to_dict().items()
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What `from_pretrained(quantization_config=...)` may change about a checkpoint."""
+        return {"dequantize": self.dequantize}
+
+
+class UnspoolQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Swaps in quantized layers on the meta device before the weights are loaded."""
+
+    #: quantize first (`unspool.quantize`): from_pretrained refuses to do so while loading
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        found = _manifest_of(self)
+        for name, layer in found.layers.items():
+            inside = _name_inside(model, name)
+            if inside is not None:
+                model.set_submodule(inside, _empty(model, inside, layer))
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **kwargs: Any
+    ) -> PreTrainedModel:
+        if self.quantization_config.dequantize:
+            self._dequantize(model, dtype=model.dtype)
+        return model
+
+    def _dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
+        """Dense layers in place of the quantized ones, one at a time."""
+        names = [n for n, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+        for name in names:
+            model.set_submodule(name, _dense(model.get_submodule(name), dtype or model.dtype))
+        return model
+
+    def is_serializable(self) -> bool:
+        """`save_pretrained` writes the same checkpoint again."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """No gradient flows through the quantized layers."""
+        return False
+
+
+def load(path: str | Path, *, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
+    """A causal language model on the CPU, in evaluation mode: a checkpoint of ours, verified in
+    full, or any other Hugging Face model as it is.
+
+    Raises CheckpointError and ModelError; never returns a model with weights missing.
+    """
+    folder = locate(path)
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if not is_checkpoint(config):
+        return load_model(folder, dtype=dtype)
+    if "auto_map" in config:
+        raise ModelError("the model needs Python code, which is never run", where=str(folder))
+    verify(folder)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(problem):
+            raise CheckpointError(
+                f"the tensors are not those of the model: {problem.replace('_', ' ')}",
+                where=str(folder),
+                found=sorted(str(key) for key in info[problem])[:4],
+            )
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def quantize(model: nn.Module, fmt: Format | str, **options: Any) -> Report:
+    """Quantizes the linear layers of a PyTorch model in place; returns the table of layers.
+
+    Options are those of `model.swap.quantize`: include, exclude, head, strict, threads, progress.
+    A Hugging Face model's configuration learns of it, so that `save_pretrained` works as well.
+    """
+    report = swap.quantize(model, fmt, **options)
+    if hasattr(model, "config"):
+        model.config.quantization_config = manifests.of_model(model).to_json()
+    return report
+
+
+def register() -> None:
+    """Makes the format known to transformers; called by the import, harmless when repeated."""
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = UnspoolConfig
+    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = UnspoolQuantizer
+    # Only classes in this tuple may change loading attributes (`dequantize`) of a checkpoint.
+    if UnspoolConfig not in auto.LOADING_ATTRIBUTES_CONFIG_TYPES:
+        auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (UnspoolConfig,)
+
+
+def _manifest_of(quantizer: UnspoolQuantizer) -> Manifest:
+    found = quantizer.quantization_config.manifest
+    if not isinstance(found, Manifest):
+        raise CheckpointError("the quantization_config declares no layers")
+    return found
+
+
+def _name_inside(model: PreTrainedModel, name: str) -> str | None:
+    """The layer's name in this model: the base model alone lacks the prefix and the head."""
+    prefix = f"{model.base_model_prefix}."
+    is_base = model.base_model is model
+    if is_base and not name.startswith(prefix):
+        return None
+    return name.removeprefix(prefix) if is_base else name
+
+
+def _empty(model: PreTrainedModel, name: str, layer: Layer) -> QuantizedLinear:
+    """An empty quantized layer for the linear layer of that name."""
+    try:
+        linear = model.get_submodule(name)
+    except AttributeError:
+        linear = None
+    if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != layer.shape:
+        raise CheckpointError(
+            "the model has no such linear layer",
+            where=name,
+            found=linear if linear is None else str(linear),
+            allowed=f"[{layer.shape[0]}, {layer.shape[1]}]",
+        )
+    n, k = layer.shape
+    bias, device = linear.bias, linear.weight.device
+    dtype = None if bias is None else bias.dtype
+    return QuantizedLinear(layer.format, k, n, bias=bias is not None, device=device, dtype=dtype)
+
+
+def _dense(layer: nn.Module, dtype: torch.dtype) -> nn.Linear:
+    assert isinstance(layer, QuantizedLinear)
+    n, k = layer.out_features, layer.in_features
+    dense = nn.Linear(k, n, bias=layer.bias is not None, device="meta", dtype=dtype)
+    dense.weight = nn.Parameter(layer.decode().to(dtype), requires_grad=False)
+    if layer.bias is not None:
+        dense.bias = nn.Parameter(layer.bias.to(dtype), requires_grad=False)
+    return dense
+
+
+register()

@@ -1,0 +1,1 @@
+"""Decode fused with multiply."""

@@ -1,0 +1,1 @@
+"""PyTorch models whose linear layers stay coded in memory."""

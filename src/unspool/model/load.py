@@ -1,0 +1,120 @@
+"""Hugging Face models from a folder or a hub id: safetensors only, and never code from files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unspool.errors import ModelError
+from unspool.model.shards import read_folder, read_json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONFIG = "config.json"
+QUANT_METHOD = "unspool"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+#: what a hub download takes: no pickles, no Python
+_DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")
+
+
+def load_model(source: str | Path, *, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
+    """A causal language model on the CPU, in evaluation mode; `dtype="auto"` is the stored one.
+
+    Raises ModelError for a missing path, a folder that is no model, weights that are truncated or
+    no safetensors, and a model that needs code of its own.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = locate(source)
+    config = check_folder(folder)
+    if is_checkpoint(config):
+        raise ModelError("quantized already", where=str(source), allowed="unspool.load reads it")
+    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise ModelError("not a model that can be loaded", where=str(source), found=str(error)) from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer stored beside a model or a checkpoint; raises ModelError."""
+    from transformers import AutoTokenizer
+
+    folder = locate(source)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-any-return]
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError("no tokenizer", where=str(source), found=str(error)) from error
+
+
+def original_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's tensors under the names of its original checkpoint, tied ones once.
+
+    Fused experts go back to one tensor per expert, renamed modules to their old names; quantized
+    layers keep the names they have in the model, by which the manifest knows them.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    from unspool.model.linear import QuantizedLinear
+
+    state = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
+    layers = {n for n, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    ours = {name: t for name, t in state.items() if name.rpartition(".")[0] in layers}
+    others = {name: t for name, t in state.items() if name not in ours}
+    return {**revert_weight_conversion(model, others), **ours}
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of a model: the path itself, or where a hub id was downloaded to."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError("not a folder", where=str(source), allowed="a model's folder or a hub id")
+    if not _HUB_ID.fullmatch(str(source)) or str(source).count("/") != 1:
+        raise ModelError("no such folder", where=str(source))
+    return _download(str(source))
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """The configuration of a model's folder; raises ModelError unless it can be loaded safely."""
+    if not (folder / CONFIG).is_file():
+        raise ModelError("not a model", where=str(folder), found=f"no {CONFIG}")
+    config = read_json(folder / CONFIG, ModelError)
+    if "auto_map" in config:
+        raise ModelError(
+            "the model needs Python code from its own folder, which is never run",
+            where=str(folder / CONFIG),
+            found="auto_map",
+        )
+    if "model_type" not in config:
+        raise ModelError("not a model", where=str(folder / CONFIG), found="no model_type")
+    if not any(folder.glob("*.safetensors*")) and any(folder.glob("*.bin")):
+        raise ModelError(
+            "the weights are pickles, which can run code", where=str(folder), allowed="safetensors"
+        )
+    read_folder(folder, ModelError)
+    return config
+
+
+def is_checkpoint(config: dict[str, Any]) -> bool:
+    """Whether a configuration is that of a checkpoint of ours."""
+    declared = config.get("quantization_config")
+    return isinstance(declared, dict) and declared.get("quant_method") == QUANT_METHOD
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_DOWNLOADED)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError("neither a folder nor a model on the hub", where=name, found=first) from error

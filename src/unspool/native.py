@@ -1,0 +1,77 @@
+"""The compiled library behind a plain C ABI: found here, bound by the module that calls it.
+
+Every function in it has a numpy twin. Where the library is absent (a source tree without a build)
+the twin runs and says so once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+from unspool.errors import NativeError, SlowPathWarning
+
+ENVIRONMENT_VARIABLE = "UNSPOOL_NATIVE"
+"""A path to the library, for development against a build folder."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The loaded library, or None (then `why_not` has the reason)."""
+    path = _path()
+    if path is None or why_not():
+        return None
+    return ctypes.CDLL(str(path))
+
+
+@functools.cache
+def why_not() -> str:
+    """The reason why the compiled library is not in use; empty when it is."""
+    path = _path()
+    if path is None:
+        return "the compiled library is not installed beside this package (pip install .)"
+    if not path.is_file():
+        return f"{ENVIRONMENT_VARIABLE} names {path}, which is not a file"
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    return ""
+
+
+def warn_twin(what: str) -> None:
+    """Says once per operation that the numpy twin runs in the place of the library."""
+    _warn_once(f"{what} runs in numpy, many times slower: {why_not()}")
+
+
+def check(status: int, what: str) -> None:
+    """Turns a C status (0 is success) into an error."""
+    if status != 0:
+        raise NativeError("the compiled library refused the call", where=what, found=status)
+
+
+def threads(wanted: int | None) -> int:
+    """How many threads to run: as many as asked for, or one per core this process may use."""
+    if wanted is None:
+        visible = getattr(os, "sched_getaffinity", None)
+        return len(visible(0)) if visible else os.cpu_count() or 1
+    if wanted < 1:
+        raise NativeError("not a thread count", where="threads", found=wanted, allowed="1 or more")
+    return wanted
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, SlowPathWarning, stacklevel=4)
+
+
+def _path() -> Path | None:
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    if named:
+        return Path(named)
+    found = importlib.util.find_spec("unspool._native")
+    return Path(found.origin) if found is not None and found.origin else None

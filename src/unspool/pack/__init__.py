@@ -1,0 +1,1 @@
+"""Windows, rings, tiles and stored words."""

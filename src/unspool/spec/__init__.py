@@ -1,0 +1,1 @@
+"""What a format is: frozen declarations from which everything else is derived."""

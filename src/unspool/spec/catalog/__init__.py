@@ -1,0 +1,51 @@
+"""The catalog: every shipped format, and the parser of names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from unspool.errors import DeclarationError
+from unspool.spec.catalog.multiply import MULTIPLY
+from unspool.spec.catalog.plain import PLAIN
+from unspool.spec.catalog.trellis import TRELLIS
+from unspool.spec.format import Format
+from unspool.spec.rotation import Rotation
+from unspool.spec.scale import Scale
+
+FORMATS: Mapping[str, Format] = {
+    entry.name: entry for entry in (*PLAIN, *TRELLIS, *MULTIPLY)
+}
+
+DEFAULTS: Mapping[float, str] = {
+    1: "t1-e2m1",
+    1.5: "t1.5-e2m1",
+    2: "t2-e2m1",
+    2.5: "t2.5-e2m3",
+    3: "t3-e2m3",
+    3.5: "t3.5-e2m3",
+    4: "t4-e2m3",
+}
+"""The format to use for a rate in bits per weight: table trellises, which decode and encode fast."""
+
+
+def parse(name: str) -> Format:
+    """The format of a name `ENTRY[:SCALE][:ROTATION]`; raises DeclarationError, naming near ones."""
+    base, *parts = name.split(":")
+    if base not in FORMATS:
+        near = difflib.get_close_matches(base, FORMATS, n=4, cutoff=0.3)
+        raise DeclarationError(
+            "no such format",
+            found=name,
+            allowed=f"{', '.join(near or FORMATS)} (unspool formats lists all)",
+        )
+    fmt = FORMATS[base]
+    if len(parts) > 2:
+        raise DeclarationError("too many parts", where=name, allowed="ENTRY[:SCALE][:ROTATION]")
+    scale = rotation = None
+    for part in parts:
+        if part == "raw" or part.startswith("h"):
+            rotation = Rotation.parse(part)
+        else:
+            scale = Scale.parse(part)
+    return fmt.vary(scale=scale, rotation=rotation)

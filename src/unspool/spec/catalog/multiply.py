@@ -1,0 +1,84 @@
+"""Multiply codes: four weights are bits of one product of a window; no table anywhere.
+
+The constants come from `unspool search`; each entry's source is the command that found it.
+"""
+
+from __future__ import annotations
+
+from unspool.spec.code import Code, Plane
+from unspool.spec.format import Format
+from unspool.spec.operand import E2M1, E4M3
+from unspool.spec.program import STATE, Instruction, Program
+from unspool.spec.rotation import Rotation
+from unspool.spec.scale import Scale
+
+TILE = (8, 16)
+LANES = 4
+#: sign, two exponent and three mantissa bits of every byte: E2M3 x 2**-6, never a NaN
+E4M3_MASK = 0x9F9F9F9F
+#: lop3 truth table of (a ^ b) & c
+XOR_AND = 0x28
+
+
+def to_e2m1(bits: int, *, selector: int, multiplier: int, addend: int, sigma: float) -> Code:
+    """Four E2M1 weights: the upper nibbles of (permuted window) * multiplier + addend."""
+    return Code(
+        name=f"m{bits}-e2m1",
+        planes=(_plane(bits),),
+        lanes=LANES,
+        tile=TILE,
+        operand=E2M1,
+        program=Program(
+            instructions=(
+                Instruction("spread", "permute-bytes", (STATE, 0, selector)),
+                Instruction("product", "mul", ("spread", multiplier)),
+                Instruction("word", "add", ("product", addend)),
+            ),
+            outputs=tuple(("word", 16 + 4 * lane) for lane in range(LANES)),
+        ),
+        sigma=sigma,
+    )
+
+
+def to_e4m3(bits: int, *, selector: int, multiplier: int, addend: int, sigma: float) -> Code:
+    """Four E4M3 weights: the bytes of (window * multiplier + addend) ^ (permuted window), masked."""
+    return Code(
+        name=f"m{bits}-e4m3",
+        planes=(_plane(bits),),
+        lanes=LANES,
+        tile=TILE,
+        operand=E4M3,
+        program=Program(
+            instructions=(
+                Instruction("product", "mul", (STATE, multiplier)),
+                Instruction("sum", "add", ("product", addend)),
+                Instruction("spread", "permute-bytes", (STATE, 0, selector)),
+                Instruction("word", "lop3", ("sum", "spread", E4M3_MASK, XOR_AND)),
+            ),
+            outputs=tuple(("word", 8 * lane) for lane in range(LANES)),
+        ),
+        sigma=sigma,
+    )
+
+
+def _plane(bits: int) -> Plane:
+    """A step adds 4 weights' bits to a memory of 8: windows of 16 bits at 2, 20 at 3."""
+    return Plane(window=LANES * bits + 8, stride=LANES * bits)
+
+
+def _format(code: Code, source: str) -> Format:
+    return Format(
+        name=code.name,
+        code=code,
+        scale=Scale.parse("row-fp16"),
+        rotation=Rotation(size=128),
+        source=source,
+    )
+
+
+MULTIPLY = (
+    _format(
+        to_e2m1(2, selector=0x0011, multiplier=0xAAE99A37, addend=0xDC7D1340, sigma=2.7532),
+        "unspool search --bits 2 --operand E2M1 --trials 40 --seed 1",
+    ),
+)
