@@ -67,7 +67,7 @@ def boundaries(values: Floats) -> tuple[Floats, States]:
     states = _first_of_equals(keys, order)
     low, high = keys[:, :-1].astype(np.float64), keys[:, 1:].astype(np.float64)
     finite = np.isfinite(high)
-    thresholds = _thresholds(low, np.where(finite, high, 0), states)
+    thresholds = _thresholds(np.where(finite, low, 0), np.where(finite, high, 0), states)
     return np.where(finite, thresholds, np.float32(np.inf)), states
 
 

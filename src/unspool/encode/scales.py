@@ -41,9 +41,9 @@ def store(
     """The wanted scales, rounded to the nearest stored ones. `tensor`: keep this tensor scale."""
     if scale.tensor and tensor is None:
         tensor = _tensor_scale(wanted, scale.operand)
+    unit = np.float32(1) if tensor is None else np.float32(tensor)
     if scale.operand is None:
-        return Scales(bits=None, tensor=tensor, effective=np.reshape(tensor or 1, (1, 1)))
-    unit = np.float32(1) if tensor is None else tensor
+        return Scales(bits=None, tensor=tensor, effective=np.full((1, 1), unit))
     values = scale.operand.values().astype(np.float32)
     bits = nearest(np.where(values >= 0, values, np.nan), wanted / (unit or np.float32(1)))
     effective = values[bits] * unit

@@ -79,6 +79,11 @@ def measure_all(
     return list(found.values())
 
 
+def recorded_hashes() -> set[str]:
+    """Content hashes of all formats with a recorded distortion."""
+    return set(_recorded())
+
+
 @functools.cache
 def _recorded() -> dict[str, dict[str, object]]:
     return json.loads(_FILE.read_text(encoding="utf-8")) if _FILE.is_file() else {}

@@ -52,12 +52,16 @@ def search(
     found: list[Found] = []
     for trial in range(trials):
         found.append(_measure(_draw(random, bits, operand), rings, seed))
-        found = sorted(found, key=lambda entry: entry.mse)[:kept]
+        found = sorted(found, key=_error)[:kept]
         progress(trial, found[0].mse)
     for rings, kept in ROUNDS[1:]:
         again = [_best_sigma(entry.code, rings, seed + 1) for entry in found]
-        found = sorted(again, key=lambda entry: entry.mse)[:kept]
+        found = sorted(again, key=_error)[:kept]
     return found[0]
+
+
+def _error(found: Found) -> float:
+    return found.mse
 
 
 def _draw(random: np.random.Generator, bits: int, operand: Operand) -> Code:
@@ -72,8 +76,8 @@ def _draw(random: np.random.Generator, bits: int, operand: Operand) -> Code:
 
 def _best_sigma(code: Code, rings: int, seed: int) -> Found:
     assert code.sigma is not None
-    codes = [replace(code, sigma=round(code.sigma * factor, 4)) for factor in SIGMAS]
-    return min((_measure(c, rings, seed) for c in codes), key=lambda entry: entry.mse)
+    codes = [replace(code, sigma=float(f"{code.sigma * factor:.4g}")) for factor in SIGMAS]
+    return min((_measure(c, rings, seed) for c in codes), key=_error)
 
 
 def _measure(code: Code, rings: int, seed: int) -> Found:

@@ -81,4 +81,8 @@ MULTIPLY = (
         to_e2m1(2, selector=0x0011, multiplier=0xAAE99A37, addend=0xDC7D1340, sigma=2.7532),
         "unspool search --bits 2 --operand E2M1 --trials 40 --seed 1",
     ),
+    _format(
+        to_e4m3(2, selector=0x0001, multiplier=0x241C2E97, addend=0x8FEE6D0F, sigma=0.0511),
+        "unspool search --bits 2 --operand E4M3 --trials 120",
+    ),
 )

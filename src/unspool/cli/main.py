@@ -1,0 +1,129 @@
+"""The command line: the list of verbs, and what becomes of errors.
+
+Every verb is a file of its own, which imports what is heavy inside its function.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+import unspool
+from unspool.cli import demo, eval, formats, generate, inspect, quantize, search, terminal, train
+from unspool.errors import UnspoolError
+
+DONE, BUG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+VERBS: Mapping[str, Callable[..., None]] = {
+    "quantize": quantize.quantize,
+    "inspect": inspect.inspect,
+    "eval": eval.evaluate,
+    "generate": generate.generate,
+    "demo": demo.demo,
+    "train": train.train,
+    "search": search.search,
+}
+
+EPILOG = (
+    "Exit codes: 0 done; 2 bad input, explained in one line on stderr; 1 a bug, with a traceback; "
+    "130 interrupted. With --json, stdout holds exactly one JSON document: the result, or "
+    '{"error": {kind, what, where, found, allowed}}. Progress goes to stderr, and only to a '
+    "terminal. Wherever a model is asked for, the word demo names the bundled one."
+)
+
+#: the class of a wrong command line, wherever this release of typer keeps it
+USAGE_ERROR: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
+app = typer.Typer(
+    name="unspool",
+    help="Few-bit LLM weights that unspool straight into tensor-core floats.",
+    epilog=EPILOG,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(formats.app, name="formats")
+for _name, _verb in VERBS.items():
+    app.command(_name)(_verb)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"unspool {unspool.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Few-bit LLM weights that unspool straight into tensor-core floats."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits; this is the console script `unspool`."""
+    sys.exit(status(sys.argv[1:] if arguments is None else arguments))
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Runs the command line; returns the exit code. Every error ends here."""
+    _quieten_frameworks()
+    as_json = "--json" in arguments
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return app(list(arguments), prog_name="unspool", standalone_mode=False) or DONE
+        except UnspoolError as error:
+            return _refuse(str(error), _described(error), as_json)
+        except USAGE_ERROR as error:
+            message: str = getattr(error, "format_message", lambda: str(error))()
+            return _refuse(message, {"kind": "UsageError", "what": message}, as_json)
+        except (KeyboardInterrupt, typer.Abort):
+            terminal.say("interrupted")
+            return INTERRUPTED
+        except Exception:  # noqa: BLE001 - the outermost frame: a bug is shown in full, exit 1
+            traceback.print_exc()
+            return BUG
+
+
+def _refuse(message: str, described: Mapping[str, Any], as_json: bool) -> int:
+    terminal.say("error: " + " ".join(message.split()))
+    if as_json:
+        terminal.print_json({"error": described})
+    return BAD_INPUT
+
+
+def _described(error: UnspoolError) -> dict[str, Any]:
+    return {
+        "kind": type(error).__name__,
+        "what": error.what,
+        "where": error.where,
+        "found": error.found,
+        "allowed": error.allowed,
+    }
+
+
+def _show_warning(message: Warning | str, *rest: Any) -> None:
+    """Warnings as one line each, without the line of Python that raised them."""
+    terminal.say(f"warning: {message}")
+
+
+def _quieten_frameworks() -> None:
+    """No loading bars and advice from the libraries below; the verbs show their own progress."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
