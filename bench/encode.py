@@ -45,7 +45,7 @@ TRELLISES = (
     Case(name="window 5 + 1 plain", planes=((5, 1), (1, 1)), lanes=1, steps=64, rings=1 << 16),
     Case(name="window 5 + 2 plain", planes=((5, 1), (2, 2)), lanes=1, steps=64, rings=1 << 16),
     Case(name="window 5 + 3 plain", planes=((5, 1), (3, 3)), lanes=1, steps=64, rings=1 << 15),
-    Case(name="pairs, window 5 + 4 plain", planes=((5, 1), (4, 4)), lanes=2, steps=64, rings=1 << 13),
+    Case(name="pairs, 5 + 4 plain", planes=((5, 1), (4, 4)), lanes=2, steps=64, rings=1 << 13),
     Case(name="window 16 stride 8", planes=((16, 8),), lanes=4, steps=32, rings=512),
     Case(name="window 20 stride 12", planes=((20, 12),), lanes=4, steps=32, rings=32),
 )  # fmt: skip
@@ -75,7 +75,7 @@ class Trial:
 
 
 def trellis_trial(case: Case, passes: int, threads: int) -> Trial:
-    """Two-pass (or more) search of one case; the table is random, which costs the same as a good one."""
+    """Two-pass (or more) search of one case; the table is random, which costs the same."""
     random = np.random.default_rng(0)
     states = 1 << sum(window for window, _ in case.planes)
     values = random.standard_normal((states, case.lanes), np.float32)

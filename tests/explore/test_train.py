@@ -8,9 +8,7 @@ from unspool.spec.code import Plane
 from unspool.spec.operand import E2M1, E2M3, E4M3
 
 SMALL = Effort(starts=4, rounds=12, rings=192, final_rings=512, final_rounds=6)
-TRELLIS = Trellis(
-    planes=(Plane(window=4, stride=1), Plane(window=1, stride=1)), lanes=1, steps=64
-)
+TRELLIS = Trellis(planes=(Plane(window=4, stride=1), Plane(window=1, stride=1)), lanes=1, steps=64)
 
 
 def test_a_trained_trellis_beats_every_scalar_code_of_its_rate() -> None:

@@ -138,7 +138,7 @@ def test_zero_rows_decode_to_exact_zeros(model):
     swap.quantize(model, "int8", include=["layers.0.0.q_proj"])
     decoded = model.layers[0][0].q_proj.decode().numpy()
     assert np.all(decoded[5:9] == 0)
-    assert np.all(decoded[4] != 0)
+    assert np.any(decoded[4] != 0)
 
 
 def test_a_quantized_model_is_not_quantized_again(model):

@@ -77,5 +77,5 @@ def test_largest_values_are_the_data_sheets() -> None:
 
 
 def test_an_operand_wider_than_16_bits_is_refused() -> None:
-    with pytest.raises(DeclarationError, match="too many bits.*found 17"):
+    with pytest.raises(DeclarationError, match=r"too many bits.*found 17"):
         Operand(name="E8M8", exponent_bits=8, mantissa_bits=8, bias=127)

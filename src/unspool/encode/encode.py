@@ -142,8 +142,10 @@ def _in_units(matrix: np.ndarray, parameter: Parameter) -> np.ndarray:
     """`[n, k]` -> `[units down, units across, weights]`: the weights that share a table."""
     n, k = matrix.shape
     down, across = parameter.units(n, k)
-    return matrix.reshape(down, n // down, across, k // across).swapaxes(1, 2).reshape(
-        down, across, -1
+    return (
+        matrix.reshape(down, n // down, across, k // across)
+        .swapaxes(1, 2)
+        .reshape(down, across, -1)
     )
 
 

@@ -13,9 +13,7 @@ ROUNDS = 20
 """Lloyd rounds; on 512 Gaussian weights the error is within 0.5 % of its limit after 12."""
 
 
-def fit(
-    weights: Float32[np.ndarray, "units count"], length: int, operand: Operand
-) -> np.ndarray:
+def fit(weights: Float32[np.ndarray, "units count"], length: int, operand: Operand) -> np.ndarray:
     """Operand bit patterns `[units, length]`, ascending, fitted to each unit's weights.
 
     Lloyd 1982, started from quantiles; the levels are rounded to the operand at the end.

@@ -45,7 +45,8 @@ def store(
     if scale.operand is None:
         return Scales(bits=None, tensor=tensor, effective=np.full((1, 1), unit))
     values = scale.operand.values().astype(np.float32)
-    bits = nearest(np.where(values >= 0, values, np.nan), wanted / (unit or np.float32(1)))
+    candidates = np.where(values >= 0, values, np.float32(np.nan))
+    bits = nearest(candidates, (wanted / (unit or 1)).astype(np.float32))
     effective = values[bits] * unit
     return Scales(bits=bits.astype(bits_dtype(scale.operand)), tensor=tensor, effective=effective)
 
@@ -77,7 +78,9 @@ def refit(matrix: np.ndarray, values: np.ndarray, scales: Scales, scale: Scale) 
     product = np.einsum("rbw,rbw->rb", blocks, chosen)
     best = np.divide(product, power, out=np.zeros_like(power), where=power > 0)
     refitted = store(np.maximum(best, 0), scale, scales.tensor)
-    return choose([scales, refitted], [errors(matrix, values, s, scale) for s in (scales, refitted)])
+    return choose(
+        [scales, refitted], [errors(matrix, values, s, scale) for s in (scales, refitted)]
+    )
 
 
 def choose(candidates: list[Scales], costs: list[np.ndarray]) -> Scales:

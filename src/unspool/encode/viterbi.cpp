@@ -22,6 +22,7 @@ using std::size_t;
 constexpr size_t kVectors = 2;
 constexpr size_t kRings = 8 * kVectors;  // rings in a group
 constexpr float kNever = std::numeric_limits<float>::infinity();
+constexpr int kNoEdge = 0x7fffffff;
 constexpr int kNoMemory = 1;
 constexpr int kNoWalk = 2;
 

@@ -55,6 +55,7 @@ UNSPOOL_INLINE void advance_lanes(const Trellis& t, const float* targets, const 
   if (t.sources == 2 && t.parallel == 1) return advance<Lanes, 2, 1>(t, targets, before, after);
   if (t.sources == 2 && t.parallel == 2) return advance<Lanes, 2, 2>(t, targets, before, after);
   if (t.sources == 2 && t.parallel == 4) return advance<Lanes, 2, 4>(t, targets, before, after);
+  if (t.sources == 2 && t.parallel == 8) return advance<Lanes, 2, 8>(t, targets, before, after);
   if (t.parallel == 1) return advance<Lanes, 0, 1>(t, targets, before, after);
   advance<Lanes, 0, 0>(t, targets, before, after);
 }
@@ -71,22 +72,26 @@ UNSPOOL_INLINE Best first_lowest(const f4& cost) {
   f4 least = cost;
   lower(least, __builtin_shuffle(least, m4{2, 3, 0, 1}));
   lower(least, __builtin_shuffle(least, m4{1, 0, 3, 2}));
-  m4 edge = cost == least ? m4{0, 1, 2, 3} : m4{4, 4, 4, 4};
+  m4 edge = cost == least ? m4{0, 1, 2, 3} : kNoEdge - m4{};
   lower(edge, __builtin_shuffle(edge, m4{2, 3, 0, 1}));
   lower(edge, __builtin_shuffle(edge, m4{1, 0, 3, 2}));
   return {least[0], size_t(edge[0])};
 }
 
-UNSPOOL_INLINE Best first_lowest(const f8& cost) {
+UNSPOOL_INLINE Best first_lowest(const f8& cost, const m8& edges) {
   f8 least = cost;
   lower(least, __builtin_shuffle(least, m8{4, 5, 6, 7, 0, 1, 2, 3}));
   lower(least, __builtin_shuffle(least, m8{2, 3, 0, 1, 6, 7, 4, 5}));
   lower(least, __builtin_shuffle(least, m8{1, 0, 3, 2, 5, 4, 7, 6}));
-  m8 edge = cost == least ? m8{0, 1, 2, 3, 4, 5, 6, 7} : m8{8, 8, 8, 8, 8, 8, 8, 8};
+  m8 edge = cost == least ? edges : kNoEdge - m8{};
   lower(edge, __builtin_shuffle(edge, m8{4, 5, 6, 7, 0, 1, 2, 3}));
   lower(edge, __builtin_shuffle(edge, m8{2, 3, 0, 1, 6, 7, 4, 5}));
   lower(edge, __builtin_shuffle(edge, m8{1, 0, 3, 2, 5, 4, 7, 6}));
   return {least[0], size_t(edge[0])};
+}
+
+UNSPOOL_INLINE Best first_lowest(const f8& cost) {
+  return first_lowest(cost, m8{0, 1, 2, 3, 4, 5, 6, 7});
 }
 
 // The cheapest in-edge of one node for one ring: Edges of them (4 or 8), one vector.
@@ -117,13 +122,14 @@ UNSPOOL_INLINE Best best_of_two(const Trellis& t, size_t to, const float* x, con
   return {second < first ? second : first, second < first};
 }
 
-// Any number of in-edges, a multiple of eight from sixteen up; one for a code of one state a node.
+// Sixteen in-edges or more. Wide: eight neighbouring edges come from the same node.
+template <bool Wide>
 UNSPOOL_INLINE Best best_of_many(const Trellis& t, size_t to, const float* x, const float* before,
                                  float* costs) {
   const size_t edges = t.edges();
   const float* table = t.table + to * (t.lanes + 1) * edges;
   const uint32_t* source = t.source + to * t.sources;
-  for (size_t edge = 0; edge < edges; ++edge)
+  for (size_t edge = 0; !Wide && edge < edges; ++edge)
     costs[edge] = before[source[edge >> t.log_parallel] * kRings];
   f8 lowest = UNSPOOL_ALL(kNever);
   m8 where = {}, here = {0, 1, 2, 3, 4, 5, 6, 7};
@@ -131,17 +137,14 @@ UNSPOOL_INLINE Best best_of_many(const Trellis& t, size_t to, const float* x, co
     f8 cost = UNSPOOL_VIEW(f8, table + edge);
     for (size_t lane = 0; lane < t.lanes; ++lane)
       cost += UNSPOOL_VIEW(f8, table + (lane + 1) * edges + edge) * x[lane * kRings];
-    cost += UNSPOOL_VIEW(f8, costs + edge);
+    if (Wide)
+      cost += before[source[edge >> t.log_parallel] * kRings];
+    else
+      cost += UNSPOOL_VIEW(f8, costs + edge);
     where = cost < lowest ? here : where;
     lower(lowest, cost);
   }
-  Best best{lowest[0], size_t(where[0])};
-  for (size_t i = 1; i < 8; ++i) {
-    const size_t edge = where[i];
-    if (lowest[i] < best.cost || (lowest[i] == best.cost && edge < best.edge))
-      best = {lowest[i], edge};
-  }
-  return best;
+  return first_lowest(lowest, where);
 }
 
 // One step back for every ring of a group: nodes[r] becomes the node before the step.
@@ -161,7 +164,9 @@ UNSPOOL_INLINE void retreat_lanes(const Trellis& t, const float* targets, const 
                                   Scratch& scratch, size_t* nodes, uint32_t* states) {
   const auto back = [&](const auto& find) { retreat(t, scratch, nodes, states, find); };
   if (t.edges() == 2)
-    return back([&](size_t to, size_t r) UNSPOOL_INLINE_LAMBDA { return best_of_two(t, to, targets + r, before + r); });
+    return back([&](size_t to, size_t r) UNSPOOL_INLINE_LAMBDA {
+      return best_of_two(t, to, targets + r, before + r);
+    });
   if (t.edges() == 4)
     return back([&](size_t to, size_t r) UNSPOOL_INLINE_LAMBDA {
       return best_of_vector<Lanes, 4, f4>(t, to, targets + r, before + r);
@@ -170,8 +175,12 @@ UNSPOOL_INLINE void retreat_lanes(const Trellis& t, const float* targets, const 
     return back([&](size_t to, size_t r) UNSPOOL_INLINE_LAMBDA {
       return best_of_vector<Lanes, 8, f8>(t, to, targets + r, before + r);
     });
+  if (t.parallel >= 8)
+    return back([&](size_t to, size_t r) UNSPOOL_INLINE_LAMBDA {
+      return best_of_many<true>(t, to, targets + r, before + r, scratch.costs);
+    });
   back([&](size_t to, size_t r) UNSPOOL_INLINE_LAMBDA {
-    return best_of_many(t, to, targets + r, before + r, scratch.costs);
+    return best_of_many<false>(t, to, targets + r, before + r, scratch.costs);
   });
 }
 

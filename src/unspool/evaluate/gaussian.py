@@ -60,8 +60,7 @@ def measure(fmt: Format) -> Distortion:
 
 def distortion(fmt: Format) -> Distortion:
     """The recorded distortion of a format, or one measured now where none is recorded."""
-    known = _recorded().get(fmt.content_hash)
-    return Distortion(**known) if known else _measured_once(fmt)
+    return _recorded().get(fmt.content_hash) or _measured_once(fmt)
 
 
 def measure_all(
@@ -85,8 +84,9 @@ def recorded_hashes() -> set[str]:
 
 
 @functools.cache
-def _recorded() -> dict[str, dict[str, object]]:
-    return json.loads(_FILE.read_text(encoding="utf-8")) if _FILE.is_file() else {}
+def _recorded() -> dict[str, Distortion]:
+    entries = json.loads(_FILE.read_text(encoding="utf-8")) if _FILE.is_file() else {}
+    return {key: Distortion(**entry) for key, entry in entries.items()}
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,9 +4,9 @@
                word   = spread * C + D                            word = (word ^ permute-bytes(
                lanes  = word's upper four nibbles                  window)) & 0x9f9f9f9f
 
-Three instructions for four weights each (the multiply-add is one); no table anywhere. `& 0x9f` leaves
-a sign, two exponent and three mantissa bits: exactly E2M3 x 2**-6, so no pattern is a NaN.
-Candidates are drawn at random and go through rounds of more and more weights, the best survive.
+Three instructions for four weights each (the multiply-add is one); no table anywhere. `& 0x9f`
+leaves a sign, two exponent and three mantissa bits: exactly E2M3 x 2**-6, so no pattern is a NaN.
+Candidates are drawn at random and go through rounds of more and more weights; the best survive.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _measure(code: Code, rings: int, seed: int) -> Found:
     assert code.sigma is not None
     shape = (rings, code.steps, code.lanes)
     sample = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    values = state_values(code) / np.float32(code.sigma)
+    values = (state_values(code) / code.sigma).astype(np.float32)
     planes = [(plane.window, plane.stride) for plane in code.planes]
     states = viterbi(values, planes, sample)
     difference = (sample - values[states]).astype(np.float64)

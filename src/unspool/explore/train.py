@@ -155,8 +155,12 @@ def _onto(
     trials = [_settle(grid, values, float(s), trellis, sample, 3) for s in sigmas]
     near = sorted(trials, key=lambda trial: trial.mse)[:3]
     return min(
-        (_settle(grid, grid.values[t.bits] / np.float32(t.sigma), t.sigma, trellis, sample, rounds)
-         for t in near),
+        (
+            _settle(
+                grid, grid.values[t.bits] / np.float32(t.sigma), t.sigma, trellis, sample, rounds
+            )
+            for t in near
+        ),
         key=lambda trial: trial.mse,
     )
 

@@ -102,7 +102,7 @@ def load(path: str | Path, *, dtype: str | torch.dtype = "auto") -> PreTrainedMo
     Raises CheckpointError and ModelError; never returns a model with weights missing.
     """
     folder = locate(path)
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    config = read_json(folder / CONFIG, ModelError) if (folder / CONFIG).is_file() else {}
     if not is_checkpoint(config):
         return load_model(folder, dtype=dtype)
     if "auto_map" in config:

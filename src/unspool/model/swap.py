@@ -226,6 +226,7 @@ def check_weight(weight: torch.Tensor, where: str) -> None:
     """Raises WeightError naming the first element of a weight that is NaN or infinite."""
     if weight.device.type == "meta":
         raise WeightError("the weight is not loaded", where=where, found="device meta")
+    weight = weight.detach()
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         row, column = (int(i) for i in (~finite).nonzero()[0])

@@ -1,11 +1,11 @@
 """Matrix <-> tiles: which weight is which lane of which step of which ring.
 
-    matrix [n, k]                    rings [n / rows, k / columns, steps, lanes]
-    +---------+---------+            step 0: row 0, columns 0 .. lanes-1
-    | tile 00 | tile 01 |   <->      step 1: row 0, columns lanes .. 2 lanes-1
-    +---------+---------+            ...
-    | tile 10 | tile 11 |            the next row follows when the tile's columns are used up
-    +---------+---------+
+matrix [n, k]                    rings [n / rows, k / columns, steps, lanes]
++---------+---------+            step 0: row 0, columns 0 .. lanes-1
+| tile 00 | tile 01 |   <->      step 1: row 0, columns lanes .. 2 lanes-1
++---------+---------+            ...
+| tile 10 | tile 11 |            the next row follows when the tile's columns are used up
++---------+---------+
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def to_rings(matrix: np.ndarray, code: Code) -> np.ndarray:
             "a matrix is not whole tiles", found=f"{n} x {k}", allowed=f"{rows} x {columns} tiles"
         )
     tiles = matrix.reshape(n // rows, rows, k // columns, columns).swapaxes(1, 2)
-    return np.ascontiguousarray(tiles).reshape(
-        n // rows, k // columns, code.steps, code.lanes
-    )
+    return np.ascontiguousarray(tiles).reshape(n // rows, k // columns, code.steps, code.lanes)
 
 
 def from_rings(rings: np.ndarray, code: Code) -> np.ndarray:

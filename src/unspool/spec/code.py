@@ -1,12 +1,12 @@
 """Codes: how a stream of bits is cut into windows, and the program that turns them into weights.
 
-    ring (64 steps)   b0 b1 b2 b3 b4 b5 ... b63 -> wraps to b0
-    window of step 0  [b0 b1 b2 b3 b4]              5 bits wide, lowest bit first
-    window of step 1     [b1 b2 b3 b4 b5]           stride 1: four bits are remembered
-    ...
-    window of step 62                  [b62 b63 b0 b1 b2]
+ring (64 steps)   b0 b1 b2 b3 b4 b5 ... b63 -> wraps to b0
+window of step 0  [b0 b1 b2 b3 b4]              5 bits wide, lowest bit first
+window of step 1     [b1 b2 b3 b4 b5]           stride 1: four bits are remembered
+...
+window of step 62                  [b62 b63 b0 b1 b2]
 
-    tile (8 x 8)      step i is row i // 8, column i % 8 (times the lanes, which run along k)
+tile (8 x 8)      step i is row i // 8, column i % 8 (times the lanes, which run along k)
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Code:
     sigma: float | None = None
 
     def __post_init__(self) -> None:
-        rows, columns = self.tile
+        columns = self.tile[1]
         checks = (
             (self.lanes == len(self.program.outputs), "lanes and program outputs differ"),
             (columns % self.lanes == 0, "lanes do not divide the tile's columns"),

@@ -15,6 +15,9 @@ from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
 
 
+UNROTATED = Rotation()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """A code, its scales and its rotation. The name is `CODE[:SCALE][:ROTATION]`.
@@ -26,7 +29,7 @@ class Format:
     name: str
     code: Code
     scale: Scale
-    rotation: Rotation = Rotation()
+    rotation: Rotation = UNROTATED
     #: where the format comes from: a standard, a paper, or the command that made it
     source: str = ""
 
@@ -88,7 +91,11 @@ class Format:
         """What is stored beside the codes, as `{name: what, per what}`."""
         found = {
             parameter.name: f"{parameter.length} x {parameter.operand.name} per "
-            + (f"{parameter.tile[0]}x{parameter.tile[1]} tile" if parameter.tile else parameter.scope)
+            + (
+                f"{parameter.tile[0]}x{parameter.tile[1]} tile"
+                if parameter.tile
+                else parameter.scope
+            )
             for parameter in self.code.program.parameters
         }
         if self.scale.operand is not None:

@@ -90,9 +90,7 @@ class Operand:
 E2M1 = Operand(name="E2M1", exponent_bits=2, mantissa_bits=1, bias=1)
 E2M3 = Operand(name="E2M3", exponent_bits=2, mantissa_bits=3, bias=1)
 E3M2 = Operand(name="E3M2", exponent_bits=3, mantissa_bits=2, bias=3)
-E4M3 = Operand(
-    name="E4M3", exponent_bits=4, mantissa_bits=3, bias=7, specials=Specials.TOP_IS_NAN
-)
+E4M3 = Operand(name="E4M3", exponent_bits=4, mantissa_bits=3, bias=7, specials=Specials.TOP_IS_NAN)
 E5M2 = Operand(name="E5M2", exponent_bits=5, mantissa_bits=2, bias=15, specials=Specials.IEEE)
 INT8 = Operand(name="INT8", exponent_bits=0, mantissa_bits=7, bias=0, integer=True)
 FP16 = Operand(name="FP16", exponent_bits=5, mantissa_bits=10, bias=15, specials=Specials.IEEE)

@@ -119,7 +119,7 @@ class Program:
 
     def __post_init__(self) -> None:
         registers = {STATE}
-        tables = {table.name for table in (*self.tables, *self.parameters)}
+        tables = {table.name for table in self.tables} | {p.name for p in self.parameters}
         for instruction in self.instructions:
             _check_instruction(instruction, registers, tables)
             registers.add(instruction.result)
@@ -149,8 +149,7 @@ class Program:
             ),
             outputs=tuple((register, offset) for register, offset in data["outputs"]),
             tables=tuple(
-                Table(name=name, entries=tuple(entries))
-                for name, entries in data["tables"].items()
+                Table(name=name, entries=tuple(entries)) for name, entries in data["tables"].items()
             ),
             parameters=tuple(_parameter_from_json(entry) for entry in data["parameters"]),
         )
@@ -158,14 +157,10 @@ class Program:
 
 def _check_length(name: str, length: int) -> None:
     if length < 1 or length & (length - 1):
-        raise DeclarationError(
-            "a table's length is not a power of two", where=name, found=length
-        )
+        raise DeclarationError("a table's length is not a power of two", where=name, found=length)
 
 
-def _check_instruction(
-    instruction: Instruction, registers: set[str], tables: set[str]
-) -> None:
+def _check_instruction(instruction: Instruction, registers: set[str], tables: set[str]) -> None:
     where = str(instruction)
     if instruction.op not in ARITY:
         raise DeclarationError(

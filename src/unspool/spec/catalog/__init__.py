@@ -13,9 +13,7 @@ from unspool.spec.format import Format
 from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
 
-FORMATS: Mapping[str, Format] = {
-    entry.name: entry for entry in (*PLAIN, *TRELLIS, *MULTIPLY)
-}
+FORMATS: Mapping[str, Format] = {entry.name: entry for entry in (*PLAIN, *TRELLIS, *MULTIPLY)}
 
 DEFAULTS: Mapping[float, str] = {
     1: "t1-e2m1",
@@ -26,11 +24,11 @@ DEFAULTS: Mapping[float, str] = {
     3.5: "t3.5-e2m3",
     4: "t4-e2m3",
 }
-"""The format to use for a rate in bits per weight: table trellises, which decode and encode fast."""
+"""The format to use for a rate in bits per weight: a table trellis, quick to encode and decode."""
 
 
 def parse(name: str) -> Format:
-    """The format of a name `ENTRY[:SCALE][:ROTATION]`; raises DeclarationError, naming near ones."""
+    """The format of a name `ENTRY[:SCALE][:ROTATION]`; or DeclarationError with near names."""
     base, *parts = name.split(":")
     if base not in FORMATS:
         near = difflib.get_close_matches(base, FORMATS, n=4, cutoff=0.3)

@@ -41,7 +41,7 @@ def to_e2m1(bits: int, *, selector: int, multiplier: int, addend: int, sigma: fl
 
 
 def to_e4m3(bits: int, *, selector: int, multiplier: int, addend: int, sigma: float) -> Code:
-    """Four E4M3 weights: the bytes of (window * multiplier + addend) ^ (permuted window), masked."""
+    """Four E4M3 weights: the bytes of window * multiplier + addend, xor the permuted window."""
     return Code(
         name=f"m{bits}-e4m3",
         planes=(_plane(bits),),

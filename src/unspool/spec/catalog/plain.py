@@ -1,4 +1,4 @@
-"""Plain formats: windows equal strides, and the program is the identity, a sign trick or a table."""
+"""Plain formats: windows equal strides; programs are the identity, a sign trick or a table."""
 
 from __future__ import annotations
 

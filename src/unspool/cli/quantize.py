@@ -1,0 +1,204 @@
+"""`unspool quantize`: a model in, a few-bit checkpoint out."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unspool.cli.bundled import ModelPath, resolve
+from unspool.cli.sizes import Sizes
+from unspool.cli.terminal import AsJson, Quiet, byte_count, print_json, print_table, progress
+from unspool.errors import CheckpointError, DeclarationError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unspool.spec.format import Format
+
+UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+COLUMNS = ("layer", "format", "n x k", "bits/weight", "bytes", "error")
+
+
+def quantize(
+    path: ModelPath,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The new folder.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", "-f", help="A format by name, e.g. t3-e2m3.")
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option("--bits", "-b", help="1, 1.5, 2, 2.5, 3, 3.5 or 4: the default format."),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", metavar="FORMAT", help="Quantize the output head too.")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", help="Only layers that match: *.mlp.* or re:layers.[0-3]."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Not the layers that match.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: one per core.")] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes, write nothing.")] = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+) -> None:
+    """Quantize a model's linear layers and write a checkpoint."""
+    body, limit = chosen_format(format, bits), byte_size(shard_size)
+    source = resolve(path)
+    folder = None if dry_run else _output(out, source, overwrite)
+    found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
+    selection = {"include": include or (), "exclude": exclude or (), "head": head}
+    start = time.perf_counter()
+    if folder is None:
+        found |= plan(source, body, selection)
+    else:
+        options = {"overwrite": overwrite, "max_shard_bytes": limit}
+        found |= write(source, folder, body, {**selection, "threads": threads}, options, quiet)
+    found |= {"out": folder, "seconds": time.perf_counter() - start}
+    if json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def chosen_format(name: str | None, bits: float | None) -> Format:
+    """The format of a name, or the default one of a rate; exactly one of them is given."""
+    from unspool.spec.catalog import DEFAULTS, parse
+
+    if (name is None) == (bits is None):
+        raise DeclarationError("one of --format and --bits says how to quantize")
+    if name is not None:
+        return parse(name)
+    if bits not in DEFAULTS:
+        allowed = ", ".join(f"{rate:g}" for rate in DEFAULTS)
+        raise DeclarationError(
+            "no default format for that rate", where="--bits", found=bits, allowed=allowed
+        )
+    return parse(DEFAULTS[bits])
+
+
+def byte_size(text: str) -> int:
+    """Bytes of a size such as 5GB, 500MB or 2GiB; raises CheckpointError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    unit = UNITS.get(match[2]) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise CheckpointError(
+            "not a size", where="--shard-size", found=text, allowed="a number with kB, MB, GB, ..."
+        )
+    return int(float(match[1]) * unit)
+
+
+def plan(source: str, fmt: Format, selection: dict[str, Any]) -> dict[str, Any]:
+    """The table of sizes, by calculation from the declarations."""
+    from unspool.cli.sizes import sizes_of
+    from unspool.model import swap
+    from unspool.model.load import load_model
+
+    model = load_model(source)
+    before = sizes_of(model)
+    chosen = swap.plan(model, fmt, **selection)
+    layers = [_planned(name, fmt, model) for name, fmt in chosen.items()]
+    return {"layers": layers, **_planned_sizes(model, chosen, layers, before).to_json()}
+
+
+def write(
+    source: str,
+    folder: Path,
+    fmt: Format,
+    options: dict[str, Any],
+    saving: dict[str, Any],
+    quiet: bool,
+) -> dict[str, Any]:
+    """Quantizes the model of a folder or hub id and saves it; the table of layers and the sizes."""
+    import unspool
+    from unspool.cli.sizes import sizes_of
+    from unspool.model.load import load_model, locate
+
+    model = load_model(source)
+    with progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
+        report = unspool.quantize(model, fmt, progress=advance, **options)
+    unspool.save(model, folder, source=locate(source), **saving)
+    layers = [vars(layer) for layer in report.layers]
+    return {"layers": layers, **sizes_of(model).to_json()}
+
+
+def _output(out: Path | None, source: str, overwrite: bool) -> Path:
+    """The checkpoint's folder, refused before any work if it cannot become one."""
+    from unspool.checkpoint.write import check_output
+
+    if out is None:
+        raise CheckpointError("no output folder", allowed="-o FOLDER, or --dry-run")
+    if out.exists() and Path(source).exists() and out.resolve() == Path(source).resolve():
+        raise CheckpointError("the output is the model itself", where=str(out))
+    return check_output(out, overwrite=overwrite)
+
+
+def _planned(name: str, fmt: Format, model: nn.Module) -> dict[str, Any]:
+    layer = model.get_submodule(name)
+    n, k = layer.out_features, layer.in_features
+    bits = fmt.stored_bits(n, k)
+    return {
+        "name": name,
+        "format": fmt.name,
+        "shape": (n, k),
+        "weights": n * k,
+        "bits_per_weight": bits / (n * k),
+        "bytes": bits // 8,
+        "relative_error": None,
+    }
+
+
+def _planned_sizes(
+    model: nn.Module, chosen: dict[str, Format], layers: list[dict[str, Any]], before: Sizes
+) -> Sizes:
+    """What `sizes_of` will find: the chosen weights coded, all others as they are.
+
+    A tied head stays as the embedding and gets a coded copy beside it.
+    """
+    owners = [model.get_submodule(name).weight for name in chosen]
+    weights = sum(layer["weights"] for layer in layers)
+    stored = sum(layer["bytes"] for layer in layers)
+    embedding = model.get_input_embeddings().weight
+    replaced = [weight for weight in owners if weight is not embedding]
+    return Sizes(
+        weights=weights,
+        bytes=stored,
+        model_weights=before.model_weights + weights - sum(w.numel() for w in replaced),
+        model_bytes=before.model_bytes + stored - sum(w.nbytes for w in replaced),
+    )
+
+
+def _show(found: dict[str, Any]) -> None:
+    print_table(f"{found['model']} to {found['format']}", COLUMNS, map(_cells, found["layers"]), left=3)
+    print(
+        f"quantized layers: {found['bits_per_weight']:.4f} bits per weight, "
+        f"{found['weights']:,} weights, {byte_count(found['bytes'])}"
+    )
+    print(
+        f"whole model:      {found['model_bits_per_weight']:.4f} bits per weight, "
+        f"{found['model_weights']:,} weights, {byte_count(found['model_bytes'])}"
+    )
+    if found["dry_run"]:
+        print("dry run: nothing was written")
+    else:
+        print(f"written to {found['out']} in {found['seconds']:.1f} s")
+
+
+def _cells(layer: dict[str, Any]) -> tuple[str, ...]:
+    error = layer["relative_error"]
+    return (
+        layer["name"],
+        layer["format"],
+        " x ".join(str(size) for size in layer["shape"]),
+        f"{layer['bits_per_weight']:.4f}",
+        f"{layer['bytes']:,}",
+        "-" if error is None else f"{error:.3g}",
+    )
