@@ -60,7 +60,8 @@ UNSPOOL_INLINE void advance_lanes(const Trellis& t, const float* targets, const 
   advance<Lanes, 0, 0>(t, targets, before, after);
 }
 
-static void step(const Trellis& t, const float* targets, const float* before, float* after) {
+// The trellis comes by value: stores to the alphas cannot change it, so it stays in registers.
+static void step(const Trellis t, const float* targets, const float* before, float* after) {
   if (t.lanes == 1) return advance_lanes<1>(t, targets, before, after);
   if (t.lanes == 2) return advance_lanes<2>(t, targets, before, after);
   if (t.lanes == 4) return advance_lanes<4>(t, targets, before, after);
@@ -151,12 +152,15 @@ UNSPOOL_INLINE Best best_of_many(const Trellis& t, size_t to, const float* x, co
 template <class Find>
 UNSPOOL_INLINE void retreat(const Trellis& t, Scratch& scratch, size_t* nodes, uint32_t* states,
                             const Find& find) {
+  bool no_walk = false;
   for (size_t ring = 0; ring < kRings; ++ring) {
-    const Best best = find(nodes[ring], ring);
-    scratch.no_walk |= best.cost == kNever;
-    states[ring] = t.state[nodes[ring] * t.edges() + best.edge];
-    nodes[ring] = t.source[nodes[ring] * t.sources + (best.edge >> t.log_parallel)];
+    const size_t to = nodes[ring];
+    const Best best = find(to, ring);
+    no_walk |= best.cost == kNever;
+    states[ring] = t.state[to * t.edges() + best.edge];
+    nodes[ring] = t.source[to * t.sources + (best.edge >> t.log_parallel)];
   }
+  scratch.no_walk |= no_walk;
 }
 
 template <size_t Lanes>
@@ -184,7 +188,7 @@ UNSPOOL_INLINE void retreat_lanes(const Trellis& t, const float* targets, const 
   });
 }
 
-static void step_back(const Trellis& t, const float* targets, const float* before, Scratch& scratch,
+static void step_back(const Trellis t, const float* targets, const float* before, Scratch& scratch,
                       size_t* nodes, uint32_t* states) {
   if (t.lanes == 1) return retreat_lanes<1>(t, targets, before, scratch, nodes, states);
   retreat_lanes<0>(t, targets, before, scratch, nodes, states);

@@ -14,7 +14,6 @@ from unspool.spec.code import Code
 from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
 
-
 UNROTATED = Rotation()
 
 
