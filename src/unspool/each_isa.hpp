@@ -4,10 +4,11 @@
 //   #include "each_isa.hpp"
 //   ... UNSPOOL_BEST(step)(arguments) ...
 //
-// and picks by CPUID, so that no old machine meets an instruction it lacks. All copies give the same
-// bits: the library is compiled without contraction of a*b+c. (target_clones would be shorter, but
-// GCC lowers vectors before it makes the clones: 20x slower.) A kernel includes nothing and uses no
-// templates of the standard library: their copies would be shared with code for older machines.
+// and picks by CPUID, so that no old machine meets an instruction it lacks. All copies give the
+// same bits: the library is compiled without contraction of a*b+c. (target_clones would be shorter,
+// but GCC lowers vectors before it makes the clones: two to three times slower.) A kernel includes
+// nothing and uses no templates of the standard library: their copies would be shared with code for
+// older machines.
 
 #define UNSPOOL_INLINE inline __attribute__((always_inline))
 #define UNSPOOL_INLINE_LAMBDA __attribute__((always_inline))

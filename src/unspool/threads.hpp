@@ -12,8 +12,8 @@ namespace unspool {
 
 // Calls body(worker, item) once for every item in [0, items). Items are handed out one at a time by
 // an atomic counter, so a slow core takes fewer of them; a body that writes only its own item's
-// output therefore gives the same bytes for every thread count. `worker` < threads names the scratch
-// memory a body may use. The body must not throw: allocate before the loop.
+// output gives the same bytes for every thread count. `worker` < threads names the scratch memory
+// a body may use. The body must not throw: allocate before the loop.
 template <class Body>
 void parallel_for(std::size_t items, std::size_t threads, const Body& body) {
   std::atomic<std::size_t> next{0};

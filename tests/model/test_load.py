@@ -40,7 +40,9 @@ def test_the_tokenizer_comes_along():
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@pytest.mark.parametrize("path", ["nowhere", "no/such/folder", "./nowhere", "no/model-of-this-name"])
+@pytest.mark.parametrize(
+    "path", ["nowhere", "no/such/folder", "./nowhere", "no/model-of-this-name"]
+)
 def test_a_missing_path(path):
     with pytest.raises(ModelError, match=r"no such folder|neither a folder nor a model on the hub"):
         unspool.load(path)

@@ -82,7 +82,8 @@ def test_a_header_that_is_no_json_object_is_an_error(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "shard", ["../x.safetensors", "/x.safetensors", "a/b.safetensors", "x.bin", ".x.safetensors", ""]
+    "shard",
+    ["../x.safetensors", "/x.safetensors", "a/b.safetensors", "x.bin", ".x.safetensors", ""],
 )
 def test_an_index_names_plain_files_only(tmp_path, shard):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": shard}}))

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -138,9 +138,10 @@ def _put_in_place(stage: Path, folder: Path) -> None:
         if replaces:
             aside.rename(folder)
         raise
-    _sync(folder.parent)
-    if replaces:
-        shutil.rmtree(aside)
+    # The checkpoint is in place and whole: what goes wrong from here on is no failure to write it.
+    with suppress(OSError):
+        _sync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_shard(path: Path, tensors: Mapping[str, Payload]) -> None:

@@ -82,7 +82,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 def status(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit code. Every error ends here."""
-    _quieten_frameworks()
+    _quieten_frameworks(arguments)
     as_json = "--json" in arguments
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -123,7 +123,12 @@ def _show_warning(message: Warning | str, *rest: Any) -> None:
     terminal.say(f"warning: {message}")
 
 
-def _quieten_frameworks() -> None:
-    """No loading bars and advice from the libraries below; the verbs show their own progress."""
+def _quieten_frameworks(arguments: Sequence[str]) -> None:
+    """No advice from the libraries below, and their bars only where ours are shown too.
+
+    They read these variables when they are imported, which is later.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if {"-q", "--quiet"} & set(arguments) or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

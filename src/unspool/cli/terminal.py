@@ -93,4 +93,5 @@ def byte_count(count: int) -> str:
     unit = next(units)
     while size >= 999.5 and unit != "TB":
         size, unit = size / 1000, next(units)
-    return f"{count} B" if unit == "B" else f"{size:.3g} {unit}"
+    decimals = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{decimals}f} {unit}"

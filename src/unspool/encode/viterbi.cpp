@@ -1,9 +1,9 @@
-// The best tail-biting walk through a trellis, many rings at a time. viterbi.py states the algorithm
-// and holds the numpy twin, which gives the same states bit for bit.
+// The best tail-biting walk through a trellis, many rings at a time. viterbi.py states the
+// algorithm and holds the numpy twin, which gives the same states bit for bit.
 //
 // SIMD runs over rings: 16 rings walk the trellis together, table entries are broadcast. A table
-// entry is then 4 bytes for 16 rings, so even tables far beyond the cache stream at a fraction of the
-// arithmetic's pace (65536 states of 4 lanes: 1.3 MB a step, 4 bytes a cycle).
+// entry is then read once for 16 rings, so even tables far beyond the cache stream more slowly than
+// the arithmetic runs (4 lanes: 20 bytes for 40 vector operations).
 
 #include <cmath>
 #include <cstddef>
@@ -27,7 +27,7 @@ constexpr int kNoMemory = 1;
 constexpr int kNoWalk = 2;
 
 // In-edges are grouped by to-node, then by from-node, then the parallel edges between the two:
-// edge = source * parallel + copy, sources * parallel edges in all; powers of two, at least 2 edges.
+// edge = source * parallel + copy, sources * parallel edges in all; powers of two, 2 edges or more.
 struct Trellis {
   const float* table;      // [nodes, lanes + 1, edges]: sum of v*v, then -2v of each lane
   const uint32_t* source;  // [nodes, sources]: from-nodes
@@ -89,10 +89,10 @@ void cheapest_nodes(const Trellis& t, const float* alphas, size_t* nodes) {
   }
 }
 
-// One pass from the boundary at `origin` around the ring. Traces back to the step `until` and leaves
-// the nodes before it in `nodes`; writes the states passed on the way where `states` is given.
-void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t first, Scratch& scratch,
-              size_t* nodes, bool keep) {
+// One pass from the boundary at `origin` around the ring. Traces back to the step `until` and
+// leaves the nodes before it in `nodes`; writes the states on the way where they are to be kept.
+void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t first,
+              Scratch& scratch, size_t* nodes, bool keep) {
   const Trellis& t = job.trellis;
   const size_t layer = t.nodes * kRings;
   const auto at = [&](size_t i) {
@@ -100,7 +100,7 @@ void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t fir
   };
   float* alphas = scratch.alphas;
   start(t, free, nodes, alphas);
-  // The last layer only matters where the end is free: a constrained trace-back starts from its node.
+  // The last layer matters only where the end is free: else the trace-back starts from its node.
   const size_t forward = free ? job.steps : job.steps - 1;
   for (size_t i = 0; i < forward; ++i)
     UNSPOOL_BEST(step)(t, at(i), alphas + i * layer, alphas + (i + 1) * layer);

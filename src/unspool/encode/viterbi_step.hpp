@@ -97,7 +97,8 @@ UNSPOOL_INLINE Best first_lowest(const f8& cost) {
 
 // The cheapest in-edge of one node for one ring: Edges of them (4 or 8), one vector.
 template <size_t Lanes, size_t Edges, class Vector>
-UNSPOOL_INLINE Best best_of_vector(const Trellis& t, size_t to, const float* x, const float* before) {
+UNSPOOL_INLINE Best best_of_vector(const Trellis& t, size_t to, const float* x,
+                                   const float* before) {
   const size_t lanes = Lanes ? Lanes : t.lanes;
   const float* table = t.table + to * (lanes + 1) * Edges;
   const uint32_t* source = t.source + to * t.sources;

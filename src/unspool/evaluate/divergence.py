@@ -104,8 +104,8 @@ def _add_window(
 ) -> None:
     reference = logits_of(everyone["baseline"], ids) if "baseline" in everyone else None
     for name, model in everyone.items():
-        same = name == "baseline" and reference is not None
-        logits = reference if same else logits_of(model, ids)
+        seen = reference if name == "baseline" else None
+        logits = logits_of(model, ids) if seen is None else seen
         for span, targets in spans(ids):
             rows = logits[span].float()
             sums[name].add(rows, targets)

@@ -21,7 +21,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def tokenize(text: str, tokenizer: Any) -> torch.Tensor:
-    """The whole text's token ids `[count]`, tokenized once, special tokens as the tokenizer adds."""
+    """The text's token ids `[count]`, tokenized once, special tokens as the tokenizer adds."""
     ids = tokenizer(text, verbose=False, return_attention_mask=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.long)
 
@@ -88,8 +88,7 @@ def perplexity(
 def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Logits `[window, vocabulary]` of one window, in the model's dtype."""
     with torch.inference_mode():
-        found = model(ids[None], use_cache=False).logits[0]
-    return found  # type: ignore[no-any-return]
+        return model(ids[None], use_cache=False).logits[0]
 
 
 def spans(ids: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -32,7 +32,7 @@ from unspool.model.swap import Report
 from unspool.spec.format import Format
 
 
-class UnspoolConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class UnspoolConfig(QuantizationConfigMixin):
     """`quantization_config` of a checkpoint. `UnspoolConfig(dequantize=True)`, passed to
     `from_pretrained`, turns every quantized layer into a dense `nn.Linear` after loading."""
 
@@ -56,7 +56,7 @@ class UnspoolConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return {"dequantize": self.dequantize}
 
 
-class UnspoolQuantizer(HfQuantizer):  # type: ignore[misc]
+class UnspoolQuantizer(HfQuantizer):
     """Swaps in quantized layers on the meta device before the weights are loaded."""
 
     #: quantize first (`unspool.quantize`): from_pretrained refuses to do so while loading
@@ -122,7 +122,7 @@ def load(path: str | Path, *, dtype: str | torch.dtype = "auto") -> PreTrainedMo
                 where=str(folder),
                 found=sorted(str(key) for key in info[problem])[:4],
             )
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def quantize(model: nn.Module, fmt: Format | str, **options: Any) -> Report:

@@ -13,11 +13,13 @@ from unspool.model.layout import as_arrays, as_buffers, stored_shapes
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
 
+
 class QuantizedLinear(nn.Module):
     """y = x W^T + bias with W coded: `nn.Linear` without a dense weight.
 
     Buffers `weight_codes`, `weight_scale`, `weight_tensor_scale`, `weight_table` (those the format
-    has) hold bit patterns as integers (`model.layout` says why). The product is float32 inside; the result has x's dtype.
+    has) hold bit patterns as integers (`model.layout` says why). The product is float32 inside;
+    the result has x's dtype.
     """
 
     weight_codes: torch.Tensor
@@ -76,7 +78,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`, in x's dtype."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return _Multiply.apply(x, self)  # type: ignore[no-any-return, no-untyped-call]
+            return _Multiply.apply(x, self)
         return self._multiply(x)
 
     def decode(self) -> torch.Tensor:

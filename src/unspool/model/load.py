@@ -37,8 +37,10 @@ def load_model(source: str | Path, *, dtype: str | torch.dtype = "auto") -> PreT
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise ModelError("not a model that can be loaded", where=str(source), found=str(error)) from error
-    return model.eval()  # type: ignore[no-any-return]
+        raise ModelError(
+            "not a model that can be loaded", where=str(source), found=str(error)
+        ) from error
+    return model.eval()
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -47,7 +49,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
     folder = locate(source)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise ModelError("no tokenizer", where=str(source), found=str(error)) from error
 
@@ -117,4 +119,6 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_DOWNLOADED)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError("neither a folder nor a model on the hub", where=name, found=first) from error
+        raise ModelError(
+            "neither a folder nor a model on the hub", where=name, found=first
+        ) from error

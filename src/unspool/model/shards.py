@@ -112,7 +112,9 @@ def read_header(file: Path, error: type[UnspoolError] = CheckpointError) -> dict
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
-            raise error("not a safetensors file, or truncated", where=str(file), found=f"{size} bytes")
+            raise error(
+                "not a safetensors file, or truncated", where=str(file), found=f"{size} bytes"
+            )
         header = _parse(stream.read(length), str(file), error)
     header.pop("__metadata__", None)
     tensors, end = {}, 8 + length

@@ -85,4 +85,8 @@ MULTIPLY = (
         to_e4m3(2, selector=0x0001, multiplier=0x241C2E97, addend=0x8FEE6D0F, sigma=0.0511),
         "unspool search --bits 2 --operand E4M3 --trials 120",
     ),
+    _format(
+        to_e4m3(3, selector=0x2121, multiplier=0x0C6D8AEF, addend=0x15820791, sigma=0.04316),
+        "unspool search --bits 3 --operand E4M3 --trials 40",
+    ),
 )

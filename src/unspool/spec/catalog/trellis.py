@@ -68,7 +68,7 @@ TRELLIS = (
         operand=E2M1,
         sigma=3.1897,
         table="e23db46ad32db54b976ad21fb56ae32d2ed25ba63de36ab479a62df15aa62de3",
-        source="trained",
+        source="unspool train --window 6 --plain 0 --operand E2M1",
     ),
     _trellis(
         "t1.5-e2m1",
@@ -81,7 +81,7 @@ TRELLIS = (
             "cdebbf9baedaddbafbddab0ed9adcaee3e1a5e6a6d2a3d511b3f5a7d395d2a2db2e6d1a592c5f2d6"
             "d5b296d1b792c5e251262165724503372550653256715403"
         ),
-        source="trained",
+        source="unspool train --window 4 --plain 2 --lanes 2 --operand E2M1 --starts 6 --rounds 25",
     ),
     _trellis(
         "t2-e2m1",
@@ -90,7 +90,7 @@ TRELLIS = (
         operand=E2M1,
         sigma=2.6804,
         table="ebfbcfbed9d99d0cbebefceb9d9cd9d015154851363663745151041573633647",
-        source="trained",
+        source="unspool train --window 5 --plain 1 --operand E2M1",
     ),
     _trellis(
         "t2.5-e2m3",
@@ -108,7 +108,7 @@ TRELLIS = (
             "391a3314311a39142512291c2d13301925192412231f2b140c1423180314051a091c0d150a190513"
             "1913121a1316151e16191b141c1a1514"
         ),
-        source="trained",
+        source="unspool train --window 3 --plain 4 --lanes 2 --operand E2M3 --starts 6 --rounds 25",
     ),
     _trellis(
         "t3-e2m3",
@@ -122,7 +122,7 @@ TRELLIS = (
             "09020108050c0e06060e0c0508010209111816101912141b1a14131c101518111711101613191b14"
             "141f191315101118"
         ),
-        source="trained",
+        source="unspool train --window 5 --plain 2 --operand E2M3",
     ),
     _trellis(
         "t3.5-e2m3",
@@ -159,7 +159,7 @@ TRELLIS = (
             "0318071e04140319211c02142018051507150c1a0a160b18081b071807190b15101512181316121d"
             "111a0f160f18121517151b191b13151a18181517181c1915"
         ),
-        source="trained",
+        source="unspool train --window 3 --plain 6 --lanes 2 --operand E2M3 --starts 6 --rounds 25",
     ),
     _trellis(
         "t4-e2m3",
@@ -173,6 +173,6 @@ TRELLIS = (
             "070a0c090c08070a0a07090c090c0a070e11121012100e11110e10121012110e13181a1619151418"
             "1714161b151d1914"
         ),
-        source="trained",
+        source="unspool train --window 4 --plain 3 --operand E2M3",
     ),
 )

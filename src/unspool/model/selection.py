@@ -1,0 +1,163 @@
+"""Which layers of a model are quantized: its linear layers, by name, head and routers apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from unspool.errors import ModelError
+from unspool.model.linear import QuantizedLinear
+from unspool.spec.catalog import parse
+from unspool.spec.format import Format
+
+ROUTERS = ("gate", "router", "shared_expert_gate")
+"""Last parts of the names of layers that choose experts. They stay as they are: a few thousand
+weights, where a small error sends a token to another expert."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A fused expert weight that is no linear layer and stays dense."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def plan(
+    model: nn.Module,
+    fmt: Format | str,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    head: Format | str | None = None,
+) -> dict[str, Format]:
+    """The format of every layer to quantize, by name, in the model's order.
+
+    All `nn.Linear` layers count but the output head and routers. A pattern is a file-name pattern
+    on the full name (`*.mlp.*`), or a regular expression searched in it (`re:layers\\.[0-3]\\.`).
+    `include` keeps only layers that match one of its patterns, `exclude` drops those that match.
+    `head` is the format of the output head, which otherwise stays as it is.
+    """
+    body = _named(fmt)
+    linears = linear_names(model)
+    _check_patterns((*include, *exclude), linears)
+    chosen = {
+        name: body
+        for name in linears
+        if (not include or matches(name, include)) and not matches(name, exclude)
+    }
+    if head is not None:
+        chosen[head_name(model)] = _named(head)
+    if not chosen:
+        raise ModelError("nothing to quantize", found=_what_there_is(model, linears))
+    return chosen
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Names of the linear layers that may be quantized: not the head, not routers.
+
+    Subclasses of nn.Linear are left alone: their forward may do more than multiply.
+    """
+    head = _output_head(model)
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and module is not head
+        and name.rpartition(".")[2] not in ("lm_head", *ROUTERS)
+    ]
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a layer's name matches one of the patterns (see `plan`)."""
+    return any(
+        re.search(pattern[3:], name) is not None
+        if pattern.startswith("re:")
+        else fnmatchcase(name, pattern)
+        for pattern in patterns
+    )
+
+
+def fused_experts(model: nn.Module) -> tuple[LeftOut, ...]:
+    """Expert weights fused into one 3-D parameter, as in Qwen3-MoE: no linear layers."""
+    return tuple(
+        LeftOut(name=name, shape=tuple(p.shape), bytes=p.nbytes)
+        for name, p in model.named_parameters()
+        if p.ndim == 3 and "expert" in name
+    )
+
+
+def head_name(model: nn.Module) -> str:
+    """The name of the output head; raises ModelError where there is none to quantize."""
+    head = _output_head(model)
+    for name, module in model.named_modules():
+        wanted = module is head or (head is None and name.rpartition(".")[2] == "lm_head")
+        if wanted and type(module) is nn.Linear:
+            return name
+    raise ModelError(
+        "the model has no output head that is a linear layer", found=type(model).__name__
+    )
+
+
+def untie_head(model: nn.Module) -> None:
+    """Ends the tying of head and embedding, so that one can be quantized without the other.
+
+    The configuration says so too, or the next load would tie the embedding to nothing.
+    """
+    weight = f"{head_name(model)}.weight"
+    for config in _configs(model):
+        config.tie_word_embeddings = False
+    tied = getattr(model, "all_tied_weights_keys", {})
+    for target in [t for t, source in tied.items() if weight in (t, source)]:
+        del tied[target]
+
+
+def _named(fmt: Format | str) -> Format:
+    return parse(fmt) if isinstance(fmt, str) else fmt
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    find = getattr(model, "get_output_embeddings", None)
+    found = find() if callable(find) else None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configuration, and that of the text model inside a composite one."""
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return []
+    return [config, config.get_text_config()] if hasattr(config, "get_text_config") else [config]
+
+
+def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """A pattern that matches nothing is a typing error, and would quantize too much or nothing."""
+    for pattern in patterns:
+        try:
+            found = any(matches(name, (pattern,)) for name in names)
+        except re.error as error:
+            raise ModelError("not a regular expression", where=pattern, found=str(error)) from error
+        if not found:
+            raise ModelError(
+                "a pattern matches no linear layer",
+                found=pattern,
+                allowed=f"patterns like '*.{names[0].rpartition('.')[2]}'" if names else None,
+            )
+
+
+def _what_there_is(model: nn.Module, linears: Sequence[str]) -> str:
+    if linears:
+        return f"{len(linears)} linear layers, none of them selected by include and exclude"
+    kinds = [type(module).__name__ for module in model.modules()]
+    if "Conv1D" in kinds:
+        count = kinds.count("Conv1D")
+        return f"{count} transformers Conv1D layers and no nn.Linear; Conv1D is not supported"
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        return "a model that is quantized already"
+    return f"{type(model).__name__} without any nn.Linear"

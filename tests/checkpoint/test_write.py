@@ -1,0 +1,197 @@
+"""A checkpoint is written whole or not at all, and read back checked."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from unspool.checkpoint import write
+from unspool.checkpoint.manifest import Layer, Manifest
+from unspool.checkpoint.read import matrices, open_checkpoint, verify
+from unspool.checkpoint.write import Payload, split, write_checkpoint
+from unspool.errors import CheckpointError
+from unspool.model.layout import STORED_DTYPE, as_buffers
+from unspool.pack.matrix import CodedMatrix, array_specs, coded_matrix
+from unspool.spec.catalog import parse
+
+
+def some_matrix(name: str, n: int, k: int) -> CodedMatrix:
+    rng, fmt, arrays = np.random.default_rng(0), parse(name), {}
+    for part, spec in array_specs(fmt, n, k).items():
+        # 0x3c3c3c3c and below: no byte of it is a NaN of E4M3 or E5M2
+        top = {"codes": 1, "tensor_scale": 2}.get(part, 120)
+        arrays[part] = rng.integers(1, top, spec.shape, np.uint64, endpoint=True).astype(spec.dtype)
+    return coded_matrix(fmt, (n, k), arrays)
+
+
+MATRICES = {
+    "layers.0.q": some_matrix("nvfp4", 24, 40),
+    "layers.0.k": some_matrix("fp8-e4m3", 8, 40),
+    "layers.1.q": some_matrix("lut-b", 16, 64),
+}
+MANIFEST = Manifest(
+    layers={name: Layer(format=m.format, shape=m.shape) for name, m in MATRICES.items()}
+)
+CONFIG = {"model_type": "llama", "quantization_config": MANIFEST.to_json()}
+
+
+def payload(array: np.ndarray, dtype: str | None = None) -> Payload:
+    kind = dtype or {**STORED_DTYPE, "float32": "F32"}[str(array.dtype)]
+    return Payload(dtype=kind, shape=array.shape, read=lambda: array)
+
+
+def all_payloads() -> dict[str, Payload]:
+    found = {"norm.weight": payload(np.ones(6, np.uint16), "BF16")}
+    for name, matrix in MATRICES.items():
+        for buffer, array in as_buffers(matrix.arrays).items():
+            found[f"{name}.{buffer}"] = payload(array)
+    return found
+
+
+def written(folder: Path, **options) -> Path:
+    return write_checkpoint(folder, CONFIG, all_payloads(), {"README.md": b"card"}, **options)
+
+
+@pytest.mark.parametrize("limit", [1, 500, 2000, 1 << 40])
+def test_what_is_written_is_read_back(tmp_path, limit):
+    checkpoint = verify(written(tmp_path / "out", max_shard_bytes=limit))
+    assert checkpoint.manifest.to_json() == MANIFEST.to_json()
+    for name, matrix in matrices(checkpoint):
+        for part, array in matrix.arrays.items():
+            assert np.array_equal(array, MATRICES[name].arrays[part])
+        assert checkpoint.layer_nbytes(name) == MATRICES[name].nbytes
+    assert checkpoint.nbytes == 12 + sum(m.nbytes for m in MATRICES.values())
+
+
+def test_shards_keep_their_limit_and_their_order():
+    tensors = {f"t{i}": payload(np.zeros(100, "uint8" if i % 2 else "int32")) for i in range(9)}
+    shards = split(tensors, 900)
+    assert list(shards) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert {name for group in shards.values() for name in group} == set(tensors)
+    for group in shards.values():
+        assert sum(t.nbytes for t in group.values()) <= 900
+        sizes = [t.nbytes for t in group.values()]
+        assert sizes == sorted(sizes, reverse=True)
+
+
+def test_other_libraries_read_the_shards(tmp_path):
+    out = written(tmp_path / "out", max_shard_bytes=500)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == open_checkpoint(out).nbytes
+    for name, shard in index["weight_map"].items():
+        with safe_open(out / shard, "pt") as file:
+            assert file.metadata() == {"format": "pt"}
+            file.get_tensor(name)
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path):
+    first, second = written(tmp_path / "a"), written(tmp_path / "b")
+    for file in first.iterdir():
+        assert file.read_bytes() == (second / file.name).read_bytes()
+
+
+def test_an_output_that_exists_is_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("dear")
+    with pytest.raises(CheckpointError, match="the output exists"):
+        written(tmp_path / "out")
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_an_output_is_replaced_when_asked_to(tmp_path):
+    written(tmp_path / "out", max_shard_bytes=500)
+    verify(written(tmp_path / "out", overwrite=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 1
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="not a folder"):
+        written(tmp_path / "file", overwrite=True)
+
+
+class Disk:
+    """Fails the n-th write, flush or rename with a given error."""
+
+    def __init__(self, monkeypatch, fail_at: int, code: int):
+        self.calls, self.fail_at, self.code = 0, fail_at, code
+        plain_open, plain_fsync, plain_rename = Path.open, os.fsync, Path.rename
+        disk = self
+
+        class File(io.FileIO):
+            def write(self, data):
+                disk.step()
+                return super().write(data)
+
+        def opened(path, mode="r", *args, **kw):
+            return File(path, "w") if mode == "wb" else plain_open(path, mode, *args, **kw)
+
+        def synced(handle):
+            self.step()
+            plain_fsync(handle)
+
+        def renamed(path, target):
+            self.step()
+            return plain_rename(path, target)
+
+        monkeypatch.setattr(Path, "open", opened)
+        monkeypatch.setattr(write.os, "fsync", synced)
+        monkeypatch.setattr(Path, "rename", renamed)
+
+    def step(self):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise OSError(self.code, os.strerror(self.code))
+
+
+def test_a_full_disk_at_any_moment_leaves_nothing(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, 0, errno.ENOSPC)
+        written(tmp_path / "probe", max_shard_bytes=500)
+    # The last step comes after the rename: flushing the parent folder, the checkpoint is there.
+    assert disk.calls > 20
+    for moment in range(1, disk.calls):
+        with monkeypatch.context() as patch:
+            Disk(patch, moment, errno.ENOSPC)
+            with pytest.raises(CheckpointError, match=r"no space left.*bytes free"):
+                written(tmp_path / "out", max_shard_bytes=500)
+        assert [p.name for p in tmp_path.iterdir()] == ["probe"]
+
+
+def test_a_full_disk_while_replacing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    written(tmp_path / "out", max_shard_bytes=500)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, 0, errno.ENOSPC)
+        written(tmp_path / "out", overwrite=True, max_shard_bytes=500)
+    for moment in range(1, disk.calls):
+        with monkeypatch.context() as patch:
+            Disk(patch, moment, errno.EIO)
+            with pytest.raises(CheckpointError, match="cannot be written"):
+                written(tmp_path / "out", overwrite=True, max_shard_bytes=500)
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+        assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+
+
+def test_an_interruption_leaves_nothing(tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    tensors = {**all_payloads(), "z": Payload(dtype="U8", shape=(1,), read=interrupted)}
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path / "out", CONFIG, tensors)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_space_is_known_beforehand(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match=r"found 10 bytes free; allowed: more than 1,"):
+        written(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
