@@ -45,7 +45,12 @@ def why_not() -> str:
 
 def warn_twin(what: str) -> None:
     """Says once per operation that the numpy twin runs in the place of the library."""
-    _warn_once(f"{what} runs in numpy, many times slower: {why_not()}")
+    warn_slow(f"{what} runs in numpy, many times slower: {why_not()}")
+
+
+def warn_slow(message: str) -> None:
+    """Says once that a slower path runs, and why."""
+    _warn_once(message)
 
 
 def check(status: int, what: str) -> None:

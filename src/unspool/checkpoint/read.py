@@ -16,6 +16,7 @@ from unspool.model.layout import BUFFERS, STORED_DTYPE, as_arrays, stored_shapes
 from unspool.model.shards import StoredTensor, read_folder, read_json
 from unspool.pack.matrix import CodedMatrix, coded_matrix
 from unspool.pack.words import unpack
+from unspool.spec.code import Code
 
 CONFIG = "config.json"
 
@@ -126,10 +127,17 @@ def _check_codes(name: str, matrix: CodedMatrix) -> None:
     if finite.all():
         return
     for start in range(0, len(matrix.codes), ROWS):
-        bad = ~finite[unpack(matrix.codes[start : start + ROWS], code)]
+        bad = ~finite[_states(matrix.codes[start : start + ROWS], code)]
         if bad.any():
             down, across, step = (int(i) for i in np.argwhere(bad)[0])
             raise CheckpointError(
                 f"a code is not a finite {code.operand.name}",
                 where=f"{name} tile [{start + down}, {across}] step {step}",
             )
+
+
+def _states(words: np.ndarray, code: Code) -> np.ndarray:
+    """The states of rings; where they are plain bytes (all of FP8), the words seen as bytes."""
+    if code.state_bits == 8 and len(code.planes) == 1 and not code.memory:
+        return np.ascontiguousarray(words).view(np.uint8)
+    return unpack(words, code)

@@ -13,6 +13,7 @@ from unspool.checkpoint.card import model_card
 from unspool.checkpoint.manifest import Manifest, of_model
 from unspool.checkpoint.write import MAX_SHARD_BYTES, Payload, check_output, write_checkpoint
 from unspool.errors import CheckpointError
+from unspool.model.load import locate, original_state
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,8 @@ def save(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Writes a quantized model; `source` is the original's folder, for tokenizer and licences.
+    """Writes a quantized model; `source` is the original (folder or hub id), for tokenizer and
+    licences.
 
     Raises CheckpointError where no layer is quantized, the output exists or space runs out; then
     nothing is left behind.
@@ -50,7 +52,7 @@ def save(
         )
     manifest = of_model(model)
     tensors = payloads(model)
-    files = copied_files(Path(source)) if source is not None else {}
+    files = copied_files(locate(source)) if source is not None else {}
     if "generation_config.json" not in files and getattr(model, "generation_config", None):
         files["generation_config.json"] = _generation(model)
     files["README.md"] = model_card(manifest, tensors, source).encode()
@@ -75,8 +77,6 @@ def configuration(model: Any, manifest: Manifest) -> dict[str, Any]:
 
 def payloads(model: Any) -> dict[str, Payload]:
     """The model's tensors under the names of the original checkpoint, tied ones once."""
-    from unspool.model.load import original_state
-
     state = original_state(model)
     return {name: _payload(name, state[name]) for name in sorted(state)}
 

@@ -13,6 +13,7 @@ from math import sqrt
 import torch
 from torch import nn
 
+from unspool.errors import EvaluationError
 from unspool.evaluate.perplexity import (
     Progress,
     default_window,
@@ -76,8 +77,10 @@ def evaluate_models(
 ) -> list[Row]:
     """One row per model, and one named "baseline" first if there is one.
 
-    Raises EvaluationError for a text shorter than a window.
+    Raises EvaluationError for a text shorter than a window, or a model named "baseline".
     """
+    if "baseline" in models:
+        raise EvaluationError("the name is taken by the baseline", found="baseline")
     everyone = {**({"baseline": baseline} if baseline is not None else {}), **models}
     window = window or min(default_window(model) for model in everyone.values())
     cut = windows(tokens, window, max_tokens)
