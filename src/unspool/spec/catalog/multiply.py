@@ -78,12 +78,16 @@ def _format(code: Code, source: str) -> Format:
 
 MULTIPLY = (
     _format(
-        to_e2m1(2, selector=0x0011, multiplier=0xAAE99A37, addend=0xDC7D1340, sigma=2.7532),
-        "unspool search --bits 2 --operand E2M1 --trials 40 --seed 1",
+        to_e2m1(2, selector=0x1101, multiplier=0x97E6B60B, addend=0xD29CE0F7, sigma=2.78),
+        "unspool search --bits 2 --operand E2M1 --trials 120",
     ),
     _format(
-        to_e4m3(2, selector=0x0001, multiplier=0x241C2E97, addend=0x8FEE6D0F, sigma=0.0511),
+        to_e4m3(2, selector=0x1111, multiplier=0x0644A277, addend=0x75D9D8CA, sigma=0.04992),
         "unspool search --bits 2 --operand E4M3 --trials 120",
+    ),
+    _format(
+        to_e2m1(3, selector=0x2120, multiplier=0x1342F01D, addend=0x043B27B6, sigma=2.304),
+        "unspool search --bits 3 --operand E2M1 --trials 40",
     ),
     _format(
         to_e4m3(3, selector=0x2121, multiplier=0x0C6D8AEF, addend=0x15820791, sigma=0.04316),
