@@ -38,7 +38,7 @@ PARAGRAPH = 120
 WINDOW = 512
 """Tokens per window: what the bundled model was trained on."""
 
-TOKENS = 32768
+TOKENS = 12288
 """Tokens of the held-out text that are evaluated, by all six models."""
 
 COLUMNS = (

@@ -47,7 +47,7 @@ class Sizes:
 def sizes_of(model: nn.Module) -> Sizes:
     """The sizes of a model, quantized or not."""
     from unspool.model.linear import QuantizedLinear
-    from unspool.model.swap import linear_names
+    from unspool.model.selection import linear_names
 
     coded = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     dense = list(model.parameters())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt32
 
+from unspool.decode.interpret import state_values
 from unspool.errors import CheckpointError
+from unspool.pack.words import unpack
+from unspool.spec.code import Code
 from unspool.spec.format import Format
 from unspool.spec.operand import Operand
 
@@ -129,6 +133,30 @@ def _check_finite(fmt: Format, arrays: Mapping[str, np.ndarray], where: str) -> 
         )
     for parameter in fmt.code.program.parameters:
         _refuse_specials(parameter.operand, arrays[TABLE], TABLE, where)
+    _refuse_special_codes(fmt.code, arrays[CODES], where)
+
+
+def _refuse_special_codes(code: Code, codes: np.ndarray, where: str) -> None:
+    """E4M3 and E5M2 as they are have patterns that are no numbers; most codes have none."""
+    bad_states = _special_states(code)
+    if not bad_states.any():
+        return
+    for down, strip in enumerate(codes):
+        bad = bad_states[unpack(strip, code)]
+        if bad.any():
+            across, step = (int(i) for i in np.argwhere(bad)[0])
+            raise CheckpointError(
+                f"'{CODES}' decodes to a {code.operand.name} that is not finite",
+                where=f"{where} tile {down}, {across} step {step}".strip(),
+            )
+
+
+@functools.lru_cache(maxsize=64)
+def _special_states(code: Code) -> np.ndarray:
+    """Which states decode to something that is not finite; none where operands are parameters."""
+    if code.program.parameters:
+        return np.zeros(1, bool)
+    return ~np.isfinite(state_values(code)).all(axis=1)
 
 
 def _refuse_specials(operand: Operand, bits: np.ndarray, name: str, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Any
 
@@ -30,7 +30,7 @@ class Format:
     scale: Scale
     rotation: Rotation = UNROTATED
     #: where the format comes from: a standard, a paper, or the command that made it
-    source: str = ""
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         block = self.scale.block
