@@ -58,7 +58,7 @@ def test_a_tensor_scale_must_be_a_finite_positive_number(value: float) -> None:
 
 def test_missing_extra_and_misshapen_arrays_are_refused() -> None:
     arrays = stored("nvfp4")
-    with pytest.raises(CheckpointError, match="do not match the format.*allowed: codes, scale"):
+    with pytest.raises(CheckpointError, match=r"do not match the format.*allowed: codes, scale"):
         check_arrays(parse("nvfp4"), SHAPE, {"codes": arrays["codes"]})
     with pytest.raises(CheckpointError, match=r"'codes' does not match.*uint32 \[1, 16, 8\]"):
         check_arrays(parse("nvfp4"), SHAPE, arrays | {"codes": arrays["codes"][:1]})

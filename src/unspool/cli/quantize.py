@@ -52,6 +52,7 @@ def quantize(
 ) -> None:
     """Quantize a model's linear layers and write a checkpoint."""
     body, limit = chosen_format(format, bits), byte_size(shard_size)
+    head = None if head is None else parse_name(head)
     source = resolve(path)
     folder = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
@@ -85,6 +86,13 @@ def chosen_format(name: str | None, bits: float | None) -> Format:
     return parse(DEFAULTS[bits])
 
 
+def parse_name(name: str) -> str:
+    """The name of a format, refused now and not after the model was read."""
+    from unspool.spec.catalog import parse
+
+    return parse(name).name
+
+
 def byte_size(text: str) -> int:
     """Bytes of a size such as 5GB, 500MB or 2GiB; raises CheckpointError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
@@ -99,14 +107,16 @@ def byte_size(text: str) -> int:
 def plan(source: str, fmt: Format, selection: dict[str, Any]) -> dict[str, Any]:
     """The table of sizes, by calculation from the declarations."""
     from unspool.cli.sizes import sizes_of
-    from unspool.model import swap
+    from unspool.model import selection as select
     from unspool.model.load import load_model
 
     model = load_model(source)
     before = sizes_of(model)
-    chosen = swap.plan(model, fmt, **selection)
-    layers = [_planned(name, fmt, model) for name, fmt in chosen.items()]
-    return {"layers": layers, **_planned_sizes(model, chosen, layers, before).to_json()}
+    chosen = select.plan(model, fmt, **selection)
+    layers = [_planned(name, planned, model) for name, planned in chosen.items()]
+    left_out = [vars(weight) for weight in select.fused_experts(model)]
+    sizes = _planned_sizes(model, chosen, layers, before)
+    return {"layers": layers, "left_out": left_out, **sizes.to_json()}
 
 
 def write(
@@ -127,7 +137,8 @@ def write(
         report = unspool.quantize(model, fmt, progress=advance, **options)
     unspool.save(model, folder, source=locate(source), **saving)
     layers = [vars(layer) for layer in report.layers]
-    return {"layers": layers, **sizes_of(model).to_json()}
+    left_out = [vars(weight) for weight in report.left_out]
+    return {"layers": layers, "left_out": left_out, **sizes_of(model).to_json()}
 
 
 def _output(out: Path | None, source: str, overwrite: bool) -> Path:
@@ -186,6 +197,9 @@ def _show(found: dict[str, Any]) -> None:
         f"whole model:      {found['model_bits_per_weight']:.4f} bits per weight, "
         f"{found['model_weights']:,} weights, {byte_count(found['model_bytes'])}"
     )
+    if found["left_out"]:
+        dense = sum(weight["bytes"] for weight in found["left_out"])
+        print(f"left as they are: {len(found['left_out'])} fused expert weights, {byte_count(dense)}")
     if found["dry_run"]:
         print("dry run: nothing was written")
     else:
