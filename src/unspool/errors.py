@@ -20,7 +20,7 @@ class DeclarationError(UnspoolError):
 
 
 class WeightError(UnspoolError):
-    """A weight matrix that cannot be quantized: NaN, Inf, a wrong rank, a size that does not fit."""
+    """A weight matrix that cannot be quantized: NaN, Inf, wrong rank, a size that does not fit."""
 
 
 class CheckpointError(UnspoolError):

@@ -84,6 +84,8 @@ def test_the_default_of_a_rate_has_that_rate(bits: float) -> None:
         ("nvfp4:h63", "power of two"),
         ("nvfp4:h64:h64:raw", "too many parts"),
         ("t2-e2m1:b2-fp16:h1", "no power of two"),
+        ("t2-e2m1:b32-e8m0", "scales that can be zero"),
+        ("m2-e4m3:tensor", "scales that can be zero"),
     ],
 )
 def test_a_wrong_name_is_refused_with_what_is_allowed(name: str, message: str) -> None:

@@ -41,10 +41,7 @@ WINDOW = 512
 TOKENS = 12288
 """Tokens of the held-out text that are evaluated, by all six models."""
 
-COLUMNS = (
-    "format", "bits/weight", "linear layers", "whole model", "perplexity", "KL, nats", "top-1",
-    "tokens/s",
-)  # fmt: skip
+COLUMNS = ("format", "bits/w", "linears", "model", "ppl", "KL, nats", "top-1", "tok/s")
 
 
 def demo(
@@ -178,7 +175,10 @@ def _write(path: Path, found: Mapping[str, Any]) -> None:
 def _show(found: Mapping[str, Any], out: Path) -> None:
     rows = found["formats"]
     print_table(f"The bundled model, {rows[0]['tokens']:,} predictions", COLUMNS, map(_cells, rows))
-    print(f"convention: {found['convention']}")
+    worst = max(row["kl_stderr"] / row["kl"] for row in rows if row["kl"])
+    print("bits/w: bits per weight of the linear layers, all overheads included")
+    print(f"ppl: perplexity, {found['convention']}")
+    print(f"KL: from the original, per token; standard errors at most {worst:.1%}")
     said = found["paragraph"]
     print(f"\n{said['format']} goes on from its first words:\n\n{said['prompt']}{said['text']}\n")
     print(f"checkpoints, results.json and {Path(found['plot']).name} are in {out}")
@@ -192,7 +192,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         byte_count(row["bytes"]),
         byte_count(row["model_bytes"]),
         f"{row['perplexity']:.3f}",
-        f"{row['kl']:.5f}",
+        f"{row['kl']:.4f}",
         f"{row['top1']:.2%}",
         f"{row['tokens_per_second']:.0f}",
     )

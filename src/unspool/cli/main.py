@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -118,8 +118,15 @@ def _described(error: UnspoolError) -> dict[str, Any]:
     }
 
 
-def _show_warning(message: Warning | str, *rest: Any) -> None:
-    """Warnings as one line each, without the line of Python that raised them."""
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line, without the line of Python that raised it."""
     terminal.say(f"warning: {message}")
 
 

@@ -121,7 +121,8 @@ def _rotation(fmt: Format) -> str:
     if not rotation.size:
         return "raw: none"
     sides = {"in": "inputs", "out": "outputs", "both": "inputs and outputs"}[rotation.side]
-    return f"{rotation.name}: Hadamard of {rotation.size} on the {sides}, signs of seed {rotation.seed}"
+    signs = f"signs of seed {rotation.seed}"
+    return f"{rotation.name}: Hadamard of {rotation.size} on the {sides}, {signs}"
 
 
 def _bits(fmt: Format) -> Iterator[str]:

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from unspool.spec.code import Code
     from unspool.spec.operand import Operand
 
-#: constants of a multiply code: (name in the literal, instruction, which of its arguments)
-CONSTANTS = (("selector", "permute-bytes", 2), ("multiplier", "mul", 1), ("addend", "add", 1))
+#: constants of a multiply code: (name in the literal, instruction, which argument, digits)
+CONSTANTS = (
+    ("selector", "permute-bytes", 2, 4),
+    ("multiplier", "mul", 1, 8),
+    ("addend", "add", 1, 8),
+)
 
 
 def search(
@@ -51,11 +55,11 @@ def search(
 
 def literal(code: Code, bits: int, source: str) -> str:
     """The catalog entry of a multiply code, as Python."""
-    constants = {
-        name: next(i.arguments[place] for i in code.program.instructions if i.op == op)
-        for name, op, place in CONSTANTS
-    }
-    shown = ", ".join(f"{name}={value:#x}" for name, value in constants.items())
+    found = [
+        (name, next(i.arguments[place] for i in code.program.instructions if i.op == op), digits)
+        for name, op, place, digits in CONSTANTS
+    ]
+    shown = ", ".join(f"{name}=0x{int(value):0{digits}X}" for name, value, digits in found)
     return (
         f"_format(\n"
         f"    to_{code.operand.name.lower()}({bits}, {shown}, sigma={code.sigma}),\n"

@@ -14,7 +14,7 @@ class Sizes:
     """Weights and bytes of the linear layers and of the whole model.
 
     The linear layers are the quantized ones; of a model without any, those that could be. Tied
-    weights count once, a head that was quantized as a copy of its own counts as a weight of its own.
+    weights count once; a head quantized as a copy counts beside the embedding it was tied to.
     """
 
     weights: int

@@ -21,6 +21,10 @@ PIPE_COLUMNS = 200
 """Width of a table that goes to a file or a pipe: no cell is cut."""
 
 
+NAME_WIDTH = 20
+"""Characters of a layer's name beside a bar, the last ones, which tell layers apart."""
+
+
 def say(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -73,7 +77,7 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Progress]:
 
     shown = bars.Progress(
         bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
+        bars.BarColumn(bar_width=16),
         bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(),
         bars.TextColumn("left"),
@@ -84,7 +88,9 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Progress]:
     )
     with shown as bar:
         task = bar.add_task(title, total=None, what="")
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, what=what)
+        yield lambda done, total, what: bar.update(
+            task, completed=done, total=total, what=what[-NAME_WIDTH:]
+        )
 
 
 def byte_count(count: int) -> str:

@@ -19,6 +19,9 @@ STEPS = 64
 STATE_BITS = 12
 """The largest table trained: 4,096 entries."""
 
+STARTS, ROUNDS = 48, 50
+"""Defaults; `explore.train.Effort` has the same."""
+
 DIGITS_PER_LINE = 80
 
 
@@ -27,8 +30,8 @@ def train(
     plain: Annotated[int, typer.Option(min=0, help="Plain bits per step.")] = 2,
     lanes: Annotated[int, typer.Option(min=1, max=2, help="Weights per step.")] = 1,
     operand: Annotated[str, typer.Option(help="What the entries are: E2M1, E2M3, ...")] = "E2M3",
-    starts: Annotated[int, typer.Option(min=1, help="Random tables to begin from.")] = 48,
-    rounds: Annotated[int, typer.Option(min=1, help="Lloyd rounds of each.")] = 50,
+    starts: Annotated[int, typer.Option(min=1, help="Random tables to begin from.")] = STARTS,
+    rounds: Annotated[int, typer.Option(min=1, help="Lloyd rounds of each.")] = ROUNDS,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     quiet: Quiet = False,
     json: AsJson = False,
@@ -46,10 +49,8 @@ def train(
             seed=seed,
             progress=lambda start, mse: advance(start + 1, starts, f"best error {mse:.5f}"),
         )
-    command = (
-        f"unspool train --window {window} --plain {plain} --lanes {lanes} "
-        f"--operand {entries.name} --starts {starts} --rounds {rounds} --seed {seed}"
-    )
+    command = f"unspool train --window {window} --plain {plain} --lanes {lanes}"
+    command += f" --operand {entries.name}{_changed(starts=starts, rounds=rounds, seed=seed)}"
     text = literal(trellis, entries, trained, command)
     if json:
         print_json(_described(text, trained, command))
@@ -90,8 +91,8 @@ def _trellis(window: int, plain: int, lanes: int) -> Trellis:
             found=f"{window + plain} bits",
             allowed=f"{STATE_BITS} together",
         )
-    planes = (Plane(window=window, stride=1), *([Plane(window=plain, stride=plain)] if plain else []))
-    return Trellis(planes=planes, lanes=lanes, steps=STEPS)
+    beside = (Plane(window=plain, stride=plain),) if plain else ()
+    return Trellis(planes=(Plane(window=window, stride=1), *beside), lanes=lanes, steps=STEPS)
 
 
 def _operand(name: str) -> Operand:
@@ -104,6 +105,12 @@ def _operand(name: str) -> Operand:
             "no table of that operand", where="--operand", found=name, allowed=allowed
         )
     return OPERANDS[name.upper()]
+
+
+def _changed(**options: int) -> str:
+    """The options that are not at their defaults, as they stand on a command line."""
+    usual = {"starts": STARTS, "rounds": ROUNDS, "seed": 0}
+    return "".join(f" --{name} {value}" for name, value in options.items() if value != usual[name])
 
 
 def _described(text: str, trained: Trained, command: str) -> dict[str, Any]:

@@ -1,59 +1,117 @@
-"""Targets: the machine families that code runs on, what this machine is, and why not more."""
+"""What this machine can run, and why not more.
+
+The answer comes from CPUID and from XCR0 (the register states that the operating system saves),
+asked by the compiled library; a listing such as /proc/cpuinfo does not say both.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from unspool import native
-from unspool.errors import NativeError
-
-TARGETS = ("numpy", "portable", "avx2", "avx512")
-"""CPU targets, slowest first. `numpy` is the reference, for a source tree without the library."""
+from unspool.errors import UnspoolError
 
 ENVIRONMENT_VARIABLE = "UNSPOOL_TARGET"
-"""Forces a target, for tests and for comparing them."""
+"""Forces a target, for tests and comparisons; an argument goes before it."""
 
-_AVX2, _AVX512 = 1, 2
+#: names of the bits of `unspool_cpu_features`, lowest first
+FEATURES = (
+    "saved YMM", "saved ZMM", "AVX", "AVX2", "FMA", "F16C", "BMI1", "BMI2", "LZCNT", "MOVBE",
+    "AVX512F", "AVX512BW", "AVX512VL", "AVX512VBMI", "AVX512VNNI",
+)  # fmt: skip
+
+_V3 = ("saved YMM", "AVX", "AVX2", "FMA", "F16C", "BMI1", "BMI2", "LZCNT", "MOVBE")
+
+#: target -> what a processor and its operating system must have; the best last
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "numpy": (),
+    "portable": (),
+    "avx2": _V3,
+    "avx512": (*_V3, "saved ZMM", "AVX512F", "AVX512BW", "AVX512VL", "AVX512VBMI"),
+}
+
+TWIN = "avx512-twin"
+"""The AVX-512 kernel against plain C++ stand-ins of its instructions: for tests, on any machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A machine family code runs for, and why this one and none better."""
+
+    name: str
+    why: str
 
 
 @functools.cache
-def available() -> dict[str, str]:
-    """Every target, and why it cannot run here; an empty reason where it can."""
-    missing = native.why_not()
-    features = 0 if missing else _features()
-    lacks = "this CPU or operating system lacks "
-    return {
-        "numpy": "",
-        "portable": missing,
-        "avx2": missing or ("" if features & _AVX2 else lacks + "AVX2 and FMA"),
-        "avx512": missing or ("" if features & _AVX512 else lacks + "AVX-512 F, BW, VL and VBMI"),
-    }
-
-
-def best() -> str:
-    """The fastest target that runs here, or the one that the environment forces."""
-    forced = os.environ.get(ENVIRONMENT_VARIABLE)
-    if forced:
-        return checked(forced)
-    return next(target for target in reversed(TARGETS) if not available()[target])
-
-
-def checked(target: str) -> str:
-    """The target itself; raises NativeError where it does not exist or cannot run here."""
-    if target not in TARGETS:
-        raise NativeError("no such target", found=target, allowed=TARGETS)
-    if available()[target]:
-        raise NativeError(
-            "the target cannot run here", where=target, found=available()[target]
-        )
-    return target
-
-
-def _features() -> int:
+def features() -> frozenset[str]:
+    """What the processor has and the operating system saves; empty without the library."""
     library = native.library()
-    assert library is not None
-    function = library.unspool_features
-    function.argtypes, function.restype = [], ctypes.c_int
-    return int(function())
+    if library is None:
+        return frozenset()
+    bits = _bits(library, "unspool_cpu_features")
+    return frozenset(name for place, name in enumerate(FEATURES) if bits >> place & 1)
+
+
+def why_not(name: str) -> str:
+    """The reason why a target cannot run here; empty where it can."""
+    library = native.library()
+    if name == "numpy":
+        return ""
+    if library is None:
+        return native.why_not()
+    if name in ("portable", TWIN):
+        return ""
+    return missing(name, features(), compiled=bool(_bits(library, "unspool_compiled_targets")))
+
+
+def missing(name: str, found: frozenset[str], *, compiled: bool = True) -> str:
+    """Which needs of a target are not met; empty where all are."""
+    lacking = [need for need in NEEDS[name] if need not in found]
+    if lacking:
+        return f"{name} needs {', '.join(lacking)}"
+    return "" if compiled else f"{name} was not compiled into the library"
+
+
+def target(forced: str | None = None) -> Target:
+    """The best target of this machine, or the forced one (argument or UNSPOOL_TARGET).
+
+    Raises UnspoolError where the forced one does not exist or cannot run here.
+    """
+    if forced is not None:
+        return _forced(forced, "the caller")
+    if os.environ.get(ENVIRONMENT_VARIABLE):
+        return _forced(os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE)
+    return _best()
+
+
+def _forced(name: str, by: str) -> Target:
+    allowed = (*NEEDS, TWIN)
+    if name not in allowed:
+        raise UnspoolError("no such target", where=by, found=name, allowed=allowed)
+    reason = why_not(name)
+    if reason:
+        able = [other for other in allowed if not why_not(other)]
+        raise UnspoolError(f"cannot run here: {reason}", where=by, found=name, allowed=able)
+    return Target(name=name, why=f"forced by {by}")
+
+
+@functools.cache
+def _best() -> Target:
+    reasons: list[str] = []
+    for name in reversed(tuple(NEEDS)):
+        reason = why_not(name)
+        if not reason:
+            break
+        if reason not in reasons:
+            reasons.append(reason)
+    return Target(name=name, why="; ".join(reasons) or "the best target there is")
+
+
+def _bits(library: ctypes.CDLL, function: str) -> int:
+    ask = getattr(library, function)
+    ask.argtypes, ask.restype = [], ctypes.c_uint64
+    return int(ask())

@@ -130,12 +130,20 @@ def _with_levels(
     targets = scales.divide(stored, fitted, fmt.scale)
     units = _in_units(targets, parameter)
     flat = units.reshape(-1, units.shape[-1])
-    table = levels.fit(flat, parameter.length, parameter.operand)
+    zero = _holds_zero_row(stored, parameter)
+    table = levels.fit(flat, parameter.length, parameter.operand, zero)
     values = parameter.operand.values().astype(np.float32)[table]
     states = nearest_units(values, flat, threads=threads)
     matrix = _from_units(states.reshape(units.shape), parameter, stored.shape)
     table = table.reshape(*units.shape[:2], parameter.length)
     return to_rings(matrix, fmt.code)[..., 0], fitted, table
+
+
+def _holds_zero_row(stored: np.ndarray, parameter: Parameter) -> np.ndarray:
+    """Which units `[units]` hold a row of zeros, which has to decode to zeros."""
+    down, across = parameter.units(*stored.shape)
+    rows = ~stored.reshape(down, -1, across, stored.shape[1] // across).any(axis=3)
+    return rows.any(axis=1).ravel()
 
 
 def _in_units(matrix: np.ndarray, parameter: Parameter) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from unspool.encode.nearest import nearest
 from unspool.pack.matrix import bits_dtype
@@ -13,10 +13,16 @@ ROUNDS = 20
 """Lloyd rounds; on 512 Gaussian weights the error is within 0.5 % of its limit after 12."""
 
 
-def fit(weights: Float32[np.ndarray, "units count"], length: int, operand: Operand) -> np.ndarray:
+def fit(
+    weights: Float32[np.ndarray, "units count"],
+    length: int,
+    operand: Operand,
+    zero: Bool[np.ndarray, "units"],
+) -> np.ndarray:
     """Operand bit patterns `[units, length]`, ascending, fitted to each unit's weights.
 
-    Lloyd 1982, started from quantiles; the levels are rounded to the operand at the end.
+    Lloyd 1982, started from quantiles; the levels are rounded to the operand at the end. Units
+    marked `zero` get a level of exactly zero.
     """
     ordered = np.sort(weights, axis=1).astype(np.float64)
     totals = np.pad(np.cumsum(ordered, axis=1), ((0, 0), (1, 0)))
@@ -24,9 +30,18 @@ def fit(weights: Float32[np.ndarray, "units count"], length: int, operand: Opera
     levels = ordered[:, middles.astype(np.intp)]
     for _ in range(ROUNDS):
         levels = _centroids(ordered, totals, levels)
+    levels = _with_zero(levels, zero)
     values = operand.values().astype(np.float32)
     finite = np.where(np.isfinite(values), values, np.nan)
     return nearest(finite, levels.astype(np.float32)).astype(bits_dtype(operand))
+
+
+def _with_zero(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The levels, the one nearest to zero moved there in the units that want it."""
+    rows = np.flatnonzero(wanted)
+    moved = levels.copy()
+    moved[rows, np.abs(levels).argmin(axis=1)[rows]] = 0
+    return moved
 
 
 def _centroids(

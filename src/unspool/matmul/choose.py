@@ -1,44 +1,89 @@
-"""Which kernel multiplies: a pure function of format, batch and target, with its reason."""
+"""Which kernel multiplies: a pure function of format, batch and target.
+
+numpy                 the slow twin, where there is no library or no table
+panel-portable        decodes panels of rows into the cache; any format, any machine
+panel-avx2            the same, compiled for x86-64-v3, with FMA
+look-up-avx2          up to four rows of activations; tables of up to 128 int8 levels in registers
+look-up-avx512        the same with the instructions it was designed for. Compiled, and its source
+                      run through the twin; native execution is yet to be recorded
+look-up-avx512-twin   that kernel against plain C++ stand-ins of its instructions; for tests
+
+All but the portable panels use FMA in one order of additions and give the same bits.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unspool.matmul.tables import reads_parameter_directly
+from unspool.decode.target import TWIN
+from unspool.matmul.tables import int8_unit, levels, why_no_entries
+from unspool.spec.code import Code
 from unspool.spec.format import Format
 
-PANEL = 512
-"""Columns decoded at a time (kPanel in tile.hpp)."""
+#: path -> its number in the C++ library
+PATHS = {
+    "panel-portable": 0,
+    "panel-avx2": 1,
+    "look-up-avx2": 2,
+    "look-up-avx512": 3,
+    "look-up-avx512-twin": 4,
+}
+
+LOOK_UP_ROWS = 4
+"""Above, decoding once into the cache and reading it for all rows is quicker."""
+
+LOOK_UP_BITS = 7
+"""VPERMI2B picks one of 128 bytes."""
+
+LOOK_UP_STRIDES = ((1,), (1, 1), (1, 2), (1, 3), (1, 4), (2,), (3,), (4,))
+"""Strides of the planes that the look-up kernel was compiled for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The path that runs, and why it is this one."""
+    """A path and the reason for it."""
 
     path: str
     why: str
 
 
-def choose(fmt: Format, target: str) -> Choice:
-    """The path of a format's products on a target: the target itself, or a slower one."""
+def choose(fmt: Format, m: int, target: str) -> Choice:
+    """The kernel for `m` rows of activations on a target of `decode.target`."""
     if target == "numpy":
-        return Choice(path="numpy", why="the compiled library is not in use")
-    refused = _refused(fmt)
-    if refused:
-        return Choice(path="numpy", why=refused)
-    return Choice(path=target, why="the tabulated program")
+        return Choice(path="numpy", why="no compiled library in use")
+    untabulated = why_no_entries(fmt.code)
+    if untabulated:
+        return Choice(path="numpy", why=untabulated)
+    if target == "portable":
+        return Choice(path="panel-portable", why="the only kernel of target portable")
+    panel = "panel-portable" if target == TWIN else "panel-avx2"
+    reason = f"{m} rows share a decode" if m > LOOK_UP_ROWS else why_no_look_up(fmt)
+    if reason:
+        return Choice(path=panel, why=f"not the look-up kernel: {reason}")
+    return Choice(path=f"look-up-{target}", why="few rows, and a table that fits registers")
 
 
-def _refused(fmt: Format) -> str:
-    """Why the compiled kernels cannot hold a format; empty where they can."""
-    code, block = fmt.code, fmt.scale.block
-    rows, columns = code.tile
-    if rows != 8 or columns % 8 or PANEL % columns:
-        return f"tiles of {rows} x {columns}; kernels hold 8 rows and 8 to {PANEL} columns"
-    if block is not None and (block % 8 or (block % PANEL and PANEL % block)):
-        return f"scales per {block} columns; kernels hold 8 times a power of two"
-    if len(code.planes) > 4:
-        return f"{len(code.planes)} planes; kernels hold 4"
-    if code.program.parameters and not reads_parameter_directly(code):
-        return "a program that changes what it reads of a stored table"
+def why_no_look_up(fmt: Format) -> str:
+    """Why the look-up kernel does not fit a format; empty where it does."""
+    code = fmt.code
+    checks = (
+        (not code.program.parameters, "the table is a parameter"),
+        (code.lanes <= 2 and code.tile == (8, 8 * code.lanes), f"a tile of {code.tile}"),
+        (code.state_bits <= LOOK_UP_BITS, f"{1 << code.state_bits} table entries, not 128"),
+        (_one_ring(code), "planes that are not a 64-bit ring with plain bits beside it"),
+        (fmt.scale.block is None or fmt.scale.block % 16 == 0, "blocks not of whole 16 columns"),
+    )
+    for holds, otherwise in checks:
+        if not holds:
+            return otherwise
+    table = levels(code)
+    if table is None or int8_unit(table.table) is None:
+        return "values that are not int8 times a power of two"
     return ""
+
+
+def _one_ring(code: Code) -> bool:
+    strides = tuple(plane.stride for plane in code.planes)
+    first, *others = code.planes
+    plain = all(plane.memory == 0 for plane in others)
+    return strides in LOOK_UP_STRIDES and plain and (first.stride == 1 or first.memory == 0)

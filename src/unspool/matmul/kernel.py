@@ -1,220 +1,158 @@
-"""A coded matrix made ready to multiply: the C++ kernels of `cpu/`, or the numpy reference.
+"""One layer's product: a coded matrix prepared once, multiplied many times.
 
-The weight stays coded: products decode a few rows of 512 columns at a time into a buffer that fits
-the L1 cache, and every decoded panel serves all rows of the batch. A product is summed in the same
-order whatever the batch and the number of threads.
+y = x W^T. Activations are padded and rotated like the columns of the stored weight, multiplied by
+the kernel that `choose` picks, then rotated back along the rows. A row of the result depends on its
+own row of x alone: not on how many there are, nor on the threads.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float32, UInt16
 
 from unspool import native
-from unspool.decode import target as targets
-from unspool.encode.rotate import hadamard, hadamard_inverse, signs, unrotate
+from unspool.decode.target import target as best_target
+from unspool.encode.rotate import Signs, hadamard, hadamard_inverse, signs, unrotate
 from unspool.errors import WeightError
 from unspool.matmul import reference
-from unspool.matmul.choose import choose
-from unspool.matmul.tables import Tables, operand_values, tables
+from unspool.matmul.choose import LOOK_UP_ROWS, PATHS, Choice, choose
+from unspool.matmul.native_matrix import function, native_matrix
 from unspool.pack.matrix import CodedMatrix
 
-PLANES = 4
-WORTH_A_THREAD = 1 << 19
-"""Weights x batch that one thread should have to do: about .5 ms, ten times a thread's start."""
+SHARED_SIGNS = 64
+"""Sizes and seeds whose signs are kept, one byte per column."""
 
 
-class _Coded(ctypes.Structure):
-    """`struct Coded` of coded.hpp, field by field."""
-
-    _fields_ = (
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("codes", ctypes.c_void_p),
-        ("tile_rows", ctypes.c_int32),
-        ("tile_columns", ctypes.c_int32),
-        ("lanes", ctypes.c_int32),
-        ("steps", ctypes.c_int32),
-        ("words", ctypes.c_int32),
-        ("planes", ctypes.c_int32),
-        ("window", ctypes.c_int32 * PLANES),
-        ("stride", ctypes.c_int32 * PLANES),
-        ("entries", ctypes.c_void_p),
-        ("entries_per_unit", ctypes.c_int64),
-        ("unit_rows", ctypes.c_int64),
-        ("unit_columns", ctypes.c_int64),
-        ("units_across", ctypes.c_int64),
-        ("entry_bytes", ctypes.c_int32),
-        ("scale_bytes", ctypes.c_int32),
-        ("scales", ctypes.c_void_p),
-        ("block", ctypes.c_int64),
-        ("values", ctypes.c_void_p),
-        ("scale_values", ctypes.c_void_p),
-        ("tensor_scale", ctypes.c_float),
-        ("state_values", ctypes.c_void_p),
-    )
+WORTH_THREADS = 1 << 18
+"""Activations whose rotation takes longer than starting threads does (about 0.1 ms)."""
 
 
 class Kernel:
-    """A coded matrix `[n, k]`, ready to multiply with activations `[m, k]`.
+    """A coded matrix ready to be multiplied.
 
-    `target` forces one of `decode.target.TARGETS`; `path` and `why` say what runs and why.
+    `target` forces one of `decode.target`; `path` is the kernel that runs for one row of
+    activations and `why` says why it and no quicker one; `choice(m)` tells of m rows. The matrix's
+    arrays are read in place.
     """
 
     def __init__(self, matrix: CodedMatrix, *, target: str | None = None) -> None:
-        self.matrix = matrix
-        wanted = targets.best() if target is None else targets.checked(target)
-        choice = choose(matrix.format, wanted)
-        self.path, self.why = choice.path, choice.why
+        """Prepares a matrix; raises UnspoolError where a forced target cannot run here."""
+        chosen = best_target(target)
+        self.matrix, self.target = matrix, chosen.name
+        self._few = choice = choose(matrix.format, 1, self.target)
+        self._many = choose(matrix.format, LOOK_UP_ROWS + 1, self.target)
+        self.path, self.why = choice.path, f"{choice.why} (target {chosen.name}: {chosen.why})"
+        self._native = None if self.path == "numpy" else native_matrix(matrix)
         if self.path == "numpy" and target != "numpy":
             native.warn_slow(f"{matrix.format.name} multiplies in numpy: {self.why}")
-        self._coded = None if self.path == "numpy" else _describe(matrix)
+
+    def choice(self, m: int) -> Choice:
+        """The kernel that runs for m rows of activations, and why."""
+        return self._few if m <= LOOK_UP_ROWS else self._many
 
     def __call__(
         self, x: Float32[np.ndarray, "m k"], *, threads: int | None = None
     ) -> Float32[np.ndarray, "m n"]:
-        """x @ weight.T in float32, input and output rotations included.
+        """x W^T in float32 for activations of any strides; raises WeightError where k differs."""
+        y = np.empty((len(x), self.matrix.shape[0]), np.float32)
+        self.into(x, y, threads=threads)
+        return y
 
-        Raises WeightError where k differs. NaN and Inf stay in their own row of the batch.
-        """
+    def into(
+        self,
+        x: Float32[np.ndarray, "m k"],
+        y: Float32[np.ndarray, "m n"],
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """The same into memory of the caller's: y float32 `[m, n]`, C-contiguous."""
         n, k = self.matrix.shape
         if x.ndim != 2 or x.shape[1] != k:
-            raise WeightError(
-                "the activation does not fit the weight",
-                where=self.matrix.format.name,
-                found=list(x.shape),
-                allowed=f"[m, {k}]",
-            )
-        rotated = self._rotated(np.asarray(x, np.float32))
-        y = self._multiply(rotated, threads)
+            raise _wrong("the activation", x, f"[m, {k}]")
+        if y.shape != (len(x), n) or y.dtype != np.float32 or not y.flags.c_contiguous:
+            raise _wrong("the result's memory", y, f"float32 [{len(x)}, {n}], C-contiguous")
+        if not len(x):
+            return
+        turned = self._turned(x)
         rotation = self.matrix.format.rotation
-        if rotation.output_size:
-            y = hadamard_inverse(y, rotation.output_size, _signs(y.shape[1], rotation.seed, "out"))
-        return np.ascontiguousarray(y[:, :n])
+        if not rotation.output_size:
+            self._multiply(turned, y, threads)
+            return
+        rows = self.matrix.format.padded(n, k)[0]
+        stored = np.empty((len(x), rows), np.float32)
+        self._multiply(turned, stored, threads)
+        flips = _signs(rows, rotation.seed, "out")
+        y[:] = hadamard_inverse(stored, rotation.output_size, flips)[:, :n]
+
+    def decode_operands(self) -> UInt16[np.ndarray, "rows columns"]:
+        """Operand bits of the stored (padded, rotated) matrix."""
+        if self._native is None:
+            return reference.decode_operands(self.matrix)
+        out = np.empty(self.matrix.format.padded(*self.matrix.shape), np.uint16)
+        self._decode("unspool_decode_operands", out)
+        return out
+
+    def decode_values(self) -> Float32[np.ndarray, "rows columns"]:
+        """Values times scales of the stored (padded, rotated) matrix."""
+        if self._native is None:
+            return reference.decode_values(self.matrix)
+        out = np.empty(self.matrix.format.padded(*self.matrix.shape), np.float32)
+        self._decode("unspool_decode_rows", out)
+        return out
 
     def decode(self) -> Float32[np.ndarray, "n k"]:
-        """The dense weight, rotations undone."""
+        """The dense weight: rotations undone, padding dropped."""
         n, k = self.matrix.shape
         return unrotate(self.decode_values(), self.matrix.format.rotation)[:n, :k]
 
-    def decode_values(self) -> Float32[np.ndarray, "rows columns"]:
-        """Values times scales of the stored matrix; the same bits as the reference."""
-        rows, columns = self.matrix.format.padded(*self.matrix.shape)
-        if self._coded is None:
-            return reference.decode_values(self.matrix)
-        out = np.empty((rows, columns), np.float32)
-        count = native.threads(None)
-        status = _functions()["decode"](self._coded, 0, rows, *self._run(count), out.ctypes.data)
-        native.check(status, "decode")
-        return out
-
-    def decode_operands(self) -> UInt16[np.ndarray, "rows columns"]:
-        """Operand bit patterns of the stored matrix; the same as the interpreter's."""
-        if self._coded is None:
-            return reference.decode_operands(self.matrix)
-        out = np.empty(self.matrix.format.padded(*self.matrix.shape), np.uint16)
-        count = native.threads(None)
-        status = _functions()["operands"](self._coded, *self._run(count), out.ctypes.data)
-        native.check(status, "decode_operands")
-        return out
-
-    def _rotated(self, x: Float32[np.ndarray, "m k"]) -> Float32[np.ndarray, "m columns"]:
-        """The activations that the stored columns meet: padded with zeros, rotated."""
+    def _turned(self, x: np.ndarray) -> np.ndarray:
+        """Activations as the stored columns see them: padded, rotated, float32, contiguous."""
         columns = self.matrix.format.padded(*self.matrix.shape)[1]
-        if columns != x.shape[1]:
+        x = np.ascontiguousarray(x, np.float32)
+        if x.shape[1] < columns:
             x = np.pad(x, ((0, 0), (0, columns - x.shape[1])))
         rotation = self.matrix.format.rotation
-        if rotation.input_size and len(x):
-            return hadamard(x, rotation.input_size, _signs(columns, rotation.seed, "in"), threads=1)
-        return np.ascontiguousarray(x)
+        if not rotation.input_size:
+            return x
+        threads = None if x.size >= WORTH_THREADS else 1
+        flips = _signs(columns, rotation.seed, "in")
+        return hadamard(x, rotation.input_size, flips, threads=threads)
 
-    def _multiply(self, x: np.ndarray, threads: int | None) -> Float32[np.ndarray, "m rows"]:
-        rows, columns = self.matrix.format.padded(*self.matrix.shape)
-        if self._coded is None:
-            return _reference_product(x, self.matrix)
-        y = np.empty((len(x), rows), np.float32)
-        worth = max(1, rows * columns * len(x) // WORTH_A_THREAD)
-        count = min(native.threads(threads), worth)
-        function = _functions()["matmul"]
-        status = function(self._coded, x.ctypes.data, len(x), *self._run(count), y.ctypes.data)
-        native.check(status, "matmul")
-        return y
+    def _multiply(self, x: np.ndarray, y: np.ndarray, threads: int | None) -> None:
+        """x `[m, columns]` times the first rows of the stored matrix, as many as y has columns."""
+        path = self.choice(len(x)).path
+        if self._native is None or path == "numpy":
+            weight = reference.decode_values(self.matrix)[: y.shape[1]].astype(np.float64)
+            y[:] = _quiet_product(x.astype(np.float64), weight)
+            return
+        status = function("unspool_matmul")(
+            self._native, PATHS[path], x.ctypes.data, len(x), y.shape[1],
+            native.threads(threads), y.ctypes.data,
+        )  # fmt: skip
+        native.check(status, f"matmul ({path})")
 
-    def _run(self, threads: int) -> tuple[int, int]:
-        return int(self.path == "portable"), threads
-
-
-def _describe(matrix: CodedMatrix) -> _Coded:
-    """The C struct of a matrix; it points into the matrix's arrays, which must outlive it."""
-    code, shared = matrix.format.code, tables(matrix.format.code)
-    rows, columns = matrix.format.padded(*matrix.shape)
-    coded = _Coded(
-        rows=rows,
-        columns=columns,
-        codes=matrix.codes.ctypes.data,
-        tile_rows=code.tile[0],
-        tile_columns=code.tile[1],
-        lanes=code.lanes,
-        steps=code.steps,
-        words=code.words,
-        planes=len(code.planes),
-        tensor_scale=1.0 if matrix.tensor_scale is None else float(matrix.tensor_scale),
-        block=columns,
-        values=shared.values.ctypes.data,
-    )
-    for place, plane in enumerate(code.planes):
-        coded.window[place], coded.stride[place] = plane.window, plane.stride
-    _describe_entries(coded, matrix, shared)
-    scale = matrix.format.scale
-    if scale.operand is not None and matrix.scale is not None:
-        coded.scale_bytes = matrix.scale.dtype.itemsize
-        coded.scales = matrix.scale.ctypes.data
-        coded.block = scale.block or columns
-        coded.scale_values = operand_values(scale.operand).ctypes.data
-    return coded
+    def _decode(self, name: str, out: np.ndarray) -> None:
+        exact = native_matrix(self.matrix, exact=True)
+        native.check(
+            function(name)(exact, 0, len(out), native.threads(None), out.ctypes.data), name
+        )
 
 
-def _describe_entries(coded: _Coded, matrix: CodedMatrix, shared: Tables) -> None:
-    """Where the operand bits of a state stand: in the code's table, or in a stored parameter."""
-    entries = shared.entries if matrix.table is None else matrix.table
-    assert entries is not None
-    coded.entries, coded.entry_bytes = entries.ctypes.data, entries.dtype.itemsize
-    coded.unit_rows, coded.unit_columns, coded.units_across = coded.rows, coded.columns, 1
-    coded.entries_per_unit = entries.size
-    if matrix.table is not None:
-        down, across, length = matrix.table.shape
-        coded.unit_rows, coded.unit_columns = coded.rows // down, coded.columns // across
-        coded.units_across, coded.entries_per_unit = across, length
-    if shared.state_values is not None:
-        coded.state_values = shared.state_values.ctypes.data
-
-
-def _reference_product(x: np.ndarray, matrix: CodedMatrix) -> Float32[np.ndarray, "m rows"]:
-    weight = reference.decode_values(matrix).astype(np.float64)
+def _quiet_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """x W^T; NaN and infinities run through without a warning, as they do in the library."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return (x.astype(np.float64) @ weight.T).astype(np.float32)
+        return np.stack([weight @ row for row in x])
 
 
-@functools.lru_cache(maxsize=64)
-def _signs(count: int, seed: int, side: str) -> np.ndarray:
-    return signs(count, seed, "in" if side == "in" else "out")
+@functools.lru_cache(maxsize=SHARED_SIGNS)
+def _signs(size: int, seed: int, side: str) -> Signs:
+    return signs(size, seed, "in" if side == "in" else "out")
 
 
-@functools.cache
-def _functions() -> dict[str, Callable[..., int]]:
-    library = native.library()
-    assert library is not None
-    pointer, number, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
-    matrix, flag = ctypes.POINTER(_Coded), ctypes.c_int
-    signatures = {
-        "matmul": (library.unspool_matmul, [matrix, pointer, number, flag, size, pointer]),
-        "decode": (library.unspool_decode, [matrix, number, number, flag, size, pointer]),
-        "operands": (library.unspool_operands, [matrix, flag, size, pointer]),
-    }
-    for function, arguments in signatures.values():
-        function.argtypes, function.restype = arguments, ctypes.c_int
-    return {name: function for name, (function, _) in signatures.items()}
+def _wrong(what: str, array: np.ndarray, allowed: str) -> WeightError:
+    found = f"{array.dtype} {list(array.shape)}"
+    return WeightError(
+        f"{what} does not fit the weight", where="kernel", found=found, allowed=allowed
+    )

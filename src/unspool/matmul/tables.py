@@ -1,4 +1,17 @@
-"""What kernels know of a code: its tabulated program, shared by all layers of a format."""
+"""Tables that the kernels read: a tabulated program in the forms that are quick to look up.
+
+entries   operand bits of every state and lane: any code, whatever its program is
+levels    value / unit, with unit the power of two that makes the values of most codes int8
+wide      levels of 2 or 4 successive steps at once, indexed by the union of their windows:
+
+          ring      b0 b1 b2 b3 b4 b5 b6 b7 ...        (window 5, stride 1)
+          step 0    [            ]
+          step 1       [            ]                  one index of 8 bits, four levels
+          step 2          [            ]
+          step 3             [            ]
+
+They depend on the code alone and are shared by all layers that use it.
+"""
 
 from __future__ import annotations
 
@@ -6,62 +19,153 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float32, Shaped
 
-from unspool.decode.interpret import all_states, operand_bits, tabulate
+from unspool.decode.interpret import TABULATED_BITS, all_states, interpret, tabulate
 from unspool.pack.matrix import bits_dtype
 from unspool.spec.code import Code
 from unspool.spec.operand import Operand
 
-DIRECT_BYTES = 16 << 10
-"""State values that are kept as floats: more would push the panel out of an L1 cache."""
+SHARED = 32
+"""Codes whose tables are kept; a model uses a few."""
+
+WIDE_BYTES = 16 * 1024
+"""Half of an L1 data cache: the rest is for codes, activations and decoded rows."""
+
+WIDE_BITS = 12
+
+COMPILED = {8: (1, 2, 4), 16: (2, 4)}
+"""Columns of a tile -> weights per look-up that the C++ library was compiled for."""
+
+INT8_WEIGHTS = 4
+"""Weights per look-up of int8 tables: one 32-bit load."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Tables:
-    """Tables of one code; read only.
+class Levels:
+    """Levels of `steps` successive steps: float32 or int8 [states, steps * lanes]; unit."""
 
-    entries       operand bits [states, lanes]; None where they are a stored parameter
-    values        float32 value of every operand bit pattern
-    state_values  float32 [states, lanes], where small
+    table: Shaped[np.ndarray, "states weights"]
+    steps: int
+    unit: float
+
+
+def why_no_entries(code: Code) -> str:
+    """Why a code cannot be tabulated; empty where it can."""
+    if code.state_bits > TABULATED_BITS:
+        return f"{code.state_bits} state bits, more than the {TABULATED_BITS} that are tabulated"
+    if code.operand.bits > 16:
+        return "an operand of more than 16 bits"
+    for parameter in code.program.parameters:
+        if not _ends_in_a_look_up(code) or parameter.operand.bits > code.operand.bits:
+            return "the program computes with its parameter instead of ending in it"
+    return ""
+
+
+@functools.lru_cache(maxsize=SHARED)
+def entries(code: Code) -> Shaped[np.ndarray, "states lanes"]:
+    """Operand bits of every state, uint8 or uint16; indices into the parameter where there is one.
+
+    Codes for which `why_no_entries` has no reason.
     """
-
-    entries: np.ndarray | None
-    values: np.ndarray
-    state_values: np.ndarray | None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held, once per code and process."""
-        held = (self.entries, self.values, self.state_values)
-        return sum(array.nbytes for array in held if array is not None)
+    if not code.program.parameters:
+        return tabulate(code).astype(bits_dtype(code.operand))
+    (parameter,) = code.program.parameters
+    places = np.arange(parameter.length, dtype=np.uint32)
+    found = interpret(code.program, all_states(code), {parameter.name: places})
+    return found.astype("uint8" if parameter.length <= 256 else "uint16")
 
 
-@functools.lru_cache(maxsize=64)
-def tables(code: Code) -> Tables:
-    """The tables of a code; equal codes share one copy."""
-    values = operand_values(code.operand)
-    if code.program.parameters:
-        return Tables(entries=None, values=values, state_values=None)
-    entries = tabulate(code).astype(bits_dtype(code.operand))
-    small = entries.size * 4 <= DIRECT_BYTES
-    return Tables(entries=entries, values=values, state_values=values[entries] if small else None)
-
-
-@functools.lru_cache(maxsize=16)
-def operand_values(operand: Operand) -> np.ndarray:
-    """The float32 value of every bit pattern of an operand or a scale's format."""
+@functools.lru_cache(maxsize=SHARED)
+def operand_values(operand: Operand) -> Float32[np.ndarray, "patterns"]:
+    """The value of every bit pattern."""
     return operand.values().astype(np.float32)
 
 
-def reads_parameter_directly(code: Code) -> bool:
-    """Whether a code's operands are its stored table's entries at the state, as they are.
+@functools.lru_cache(maxsize=SHARED)
+def levels(code: Code) -> Levels | None:
+    """The quickest table of a code without parameters, or None: look up operands instead."""
+    if not fits_words(code):
+        return None
+    values = operand_values(code.operand)[entries(code)]
+    unit = int8_unit(values)
+    exact = (values / np.float32(unit or 1)).astype(np.float32)
+    for steps in (4, 2, 1):
+        dtype = _wide_dtype(code, steps, unit is not None)
+        if dtype is not None:
+            table = _wide(exact, code, steps).astype(dtype)
+            return Levels(table=table, steps=steps, unit=unit or 1.0)
+    return None
 
-    A program that changes what it looked up would need a table of its own per unit.
+
+def int8_unit(values: Float32[np.ndarray, "..."]) -> float | None:
+    """The largest power of two of which all values are int8 multiples, or None."""
+    if not np.isfinite(values).all():
+        return None
+    largest = float(np.abs(values).max())
+    if largest == 0:
+        return 1.0
+    top = int(np.floor(np.log2(largest)))
+    for power in range(top, top - 8, -1):
+        scaled = np.ldexp(values.astype(np.float64), -power)
+        if np.abs(scaled).max() > 127:
+            return None
+        if (scaled == np.rint(scaled)).all():
+            return float(np.ldexp(1.0, power))
+    return None
+
+
+def fits_words(code: Code) -> bool:
+    """Whether what a row of a tile reads of each plane is whole bytes and fits 64 bits.
+
+    The compiled kernels for one or two planes need that; others take the plain way.
     """
-    (parameter,) = code.program.parameters
-    states = all_states(code)
-    marks = np.arange(parameter.length, dtype=np.uint32)
-    if code.lanes != 1 or len(states) != parameter.length:
-        return False
-    found = operand_bits(code, states, {parameter.name: marks})[:, 0]
-    return bool(np.array_equal(found, marks & ((1 << code.operand.bits) - 1)))
+    per_row = code.tile[1] // code.lanes
+    return len(code.planes) <= 2 and all(
+        per_row * plane.stride % 8 == 0
+        and (per_row - 1) * plane.stride + plane.window <= 64
+        and code.steps * plane.stride >= 64
+        for plane in code.planes
+    )
+
+
+def _wide_dtype(code: Code, steps: int, int8: bool) -> str | None:
+    """The dtype of a table of so many steps, or None where it is too large or not compiled."""
+    weights = steps * code.lanes
+    bits = sum(plane.window + (steps - 1) * plane.stride for plane in code.planes)
+    if weights not in COMPILED.get(code.tile[1], ()):
+        return None
+    if bits <= WIDE_BITS and 4 * weights << bits <= WIDE_BYTES:
+        return "float32"
+    # A table of one step is as large as its operands would be, whatever that is.
+    small = bits <= WIDE_BITS and weights << bits <= WIDE_BYTES
+    return "int8" if int8 and weights == INT8_WEIGHTS and (small or steps == 1) else None
+
+
+def _wide(table: Float32[np.ndarray, "states lanes"], code: Code, steps: int) -> np.ndarray:
+    """A table [states, lanes] for the union of the windows of successive steps."""
+    unions = [plane.window + (steps - 1) * plane.stride for plane in code.planes]
+    index = np.arange(1 << sum(unions), dtype=np.uint32)
+    parts = []
+    for step in range(steps):
+        state, low, wide_low = np.zeros_like(index), 0, 0
+        for plane, union in zip(code.planes, unions, strict=True):
+            window = index >> np.uint32(wide_low + step * plane.stride)
+            window &= np.uint32((1 << plane.window) - 1)
+            state |= window << np.uint32(low)
+            low, wide_low = low + plane.window, wide_low + union
+        parts.append(table[state])
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def _ends_in_a_look_up(code: Code) -> bool:
+    """Whether every lane is an entry of the parameter, read by an index that does not use it."""
+    program = code.program
+    names = {parameter.name for parameter in program.parameters}
+    looked_up = {
+        i.result for i in program.instructions if i.op == "table" and i.arguments[0] in names
+    }
+    used = {a for i in program.instructions for a in i.arguments if isinstance(a, str)}
+    return not looked_up & used and all(
+        register in looked_up and offset == 0 for register, offset in program.outputs
+    )

@@ -43,6 +43,23 @@ def load_model(source: str | Path, *, dtype: str | torch.dtype = "auto") -> PreT
     return model.eval()
 
 
+def empty_model(source: str | Path) -> PreTrainedModel:
+    """The same model without its weights: shapes and types on the meta device, for planning."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = locate(source)
+    check_folder(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError(
+            "not a model that can be loaded", where=str(source), found=str(error)
+        ) from error
+
+
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer stored beside a model or a checkpoint; raises ModelError."""
     from transformers import AutoTokenizer

@@ -12,15 +12,17 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
-from unspool.encode.encode import encode
+from unspool.encode.encode import PASSES, encode
 from unspool.errors import ModelError, WeightError
 from unspool.model.linear import QuantizedLinear
 from unspool.model.selection import LeftOut, fused_experts, plan, untie_head
+from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
 
 Progress = Callable[[int, int, str], None]
@@ -78,6 +80,7 @@ def quantize(
     exclude: Sequence[str] = (),
     head: Format | str | None = None,
     strict: bool = False,
+    passes: int = PASSES,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -94,7 +97,7 @@ def quantize(
         check_weight(_linear(model, name).weight, name)
     if head is not None:
         untie_head(model)
-    layers = apply(model, chosen, threads=threads, progress=progress)
+    layers = apply(model, chosen, passes=passes, threads=threads, progress=progress)
     return Report(layers=layers, left_out=left_out)
 
 
@@ -102,6 +105,7 @@ def apply(
     model: nn.Module,
     chosen: Mapping[str, Format],
     *,
+    passes: int = PASSES,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[LayerReport, ...]:
@@ -110,7 +114,8 @@ def apply(
     for done, (name, fmt) in enumerate(chosen.items()):
         if progress is not None:
             progress(done, len(chosen), name)
-        layer, report = _quantized(_linear(model, name), name, fmt, threads)
+        matrix_of = partial(encode, fmt=fmt, passes=passes, threads=threads, where=name)
+        layer, report = _quantized(_linear(model, name), name, matrix_of)
         model.set_submodule(name, layer)
         reports.append(report)
     if progress is not None:
@@ -134,11 +139,12 @@ def check_weight(weight: torch.Tensor, where: str) -> None:
 
 
 def _quantized(
-    linear: nn.Linear, name: str, fmt: Format, threads: int | None
+    linear: nn.Linear, name: str, matrix_of: Callable[[np.ndarray], CodedMatrix]
 ) -> tuple[QuantizedLinear, LayerReport]:
     start = time.perf_counter()
     weight = np.ascontiguousarray(linear.weight.detach().to("cpu", torch.float32).numpy())
-    matrix = encode(weight, fmt, threads=threads, where=name)
+    matrix = matrix_of(weight)
+    fmt = matrix.format
     layer = QuantizedLinear.from_matrix(matrix, linear.bias)
     layer.train(linear.training)
     n, k = matrix.shape

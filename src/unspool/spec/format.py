@@ -11,6 +11,7 @@ from typing import Any
 
 from unspool.errors import DeclarationError
 from unspool.spec.code import Code
+from unspool.spec.operand import E4M3, FP16
 from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
 
@@ -40,6 +41,14 @@ class Format:
                 where=self.name,
                 found=block,
                 allowed=f"multiples of {self.code.lanes}",
+            )
+        if self.code.sigma is not None and self.scale.operand not in (FP16, E4M3):
+            # A trellis need not pass through zero: a row of zeros needs a scale of zero.
+            raise DeclarationError(
+                "a fitted code needs scales that can be zero, per row or block",
+                where=self.name,
+                found=self.scale.name,
+                allowed="row-fp16, row-e4m3, bCOLUMNS-fp16, bCOLUMNS-e4m3",
             )
 
     def vary(self, *, scale: Scale | None = None, rotation: Rotation | None = None) -> Format:

@@ -1,0 +1,131 @@
+"""A coded matrix as the C++ library sees it: the fields of cpu/coded_matrix.hpp, in order."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from unspool import native
+from unspool.matmul import tables
+from unspool.pack.matrix import CodedMatrix
+from unspool.spec.scale import Scale
+
+MAX_PLANES = 32
+NO_FAST, FLOAT_LEVELS, INT8_LEVELS = 0, 1, 2
+NO_SCALE, BYTE_SCALE, HALF_SCALE = 0, 1, 2
+
+_LONG, _INT, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p, ctypes.c_float
+
+
+class NativeMatrix(ctypes.Structure):
+    """Sizes and addresses; whoever makes one keeps the arrays alive (`keep`)."""
+
+    _fields_ = (
+        ("n", _LONG), ("k", _LONG), ("codes", _POINTER),
+        ("tile_rows", _INT), ("tile_columns", _INT), ("lanes", _INT), ("words", _INT),
+        ("planes", _INT), ("window", _INT * MAX_PLANES), ("stride", _INT * MAX_PLANES),
+        ("entries", _POINTER), ("entry_bytes", _INT), ("parameter_bytes", _INT),
+        ("values", _POINTER), ("parameter", _POINTER),
+        ("length", _LONG), ("unit_rows", _LONG), ("unit_columns", _LONG), ("units_across", _LONG),
+        ("fast", _POINTER), ("fast_kind", _INT), ("fast_steps", _INT), ("unit", _FLOAT),
+        ("scale_kind", _INT), ("scale", _POINTER), ("block", _LONG), ("blocks", _LONG),
+        ("scale_values", _POINTER), ("tensor_scale", _FLOAT),
+    )  # fmt: skip
+
+    keep: list[np.ndarray]
+
+
+def native_matrix(matrix: CodedMatrix, *, exact: bool = False) -> NativeMatrix:
+    """The structure of a matrix whose code can be tabulated.
+
+    With `exact` it has the operands of every state, which decoding to operands needs; else those
+    are left out where a quicker table does the work (2**20 states of four lanes are 4 MiB).
+    """
+    code = matrix.format.code
+    found = NativeMatrix(fast_steps=1, unit=1.0, tensor_scale=1.0)
+    found.keep = []
+    found.n, found.k = matrix.format.padded(*matrix.shape)
+    found.codes = _address(found, matrix.codes)
+    (found.tile_rows, found.tile_columns), found.lanes = code.tile, code.lanes
+    found.words, found.planes = code.words, len(code.planes)
+    for place, plane in enumerate(code.planes):
+        found.window[place], found.stride[place] = plane.window, plane.stride
+    found.values = _address(found, tables.operand_values(code.operand))
+    if matrix.table is not None:
+        _put_parameter(found, matrix, matrix.table)
+    else:
+        _put_levels(found, matrix, exact)
+    _put_scales(found, matrix)
+    return found
+
+
+def _put_levels(found: NativeMatrix, matrix: CodedMatrix, exact: bool) -> None:
+    code = matrix.format.code
+    levels = tables.levels(code)
+    if levels is not None:
+        found.fast = _address(found, levels.table)
+        found.fast_kind = INT8_LEVELS if levels.table.dtype == np.int8 else FLOAT_LEVELS
+        found.fast_steps, found.unit = levels.steps, levels.unit
+    if exact or levels is None or levels.table.dtype != np.int8 or levels.steps > 1:
+        _put_entries(found, tables.entries(code))
+
+
+def _put_parameter(found: NativeMatrix, matrix: CodedMatrix, table: np.ndarray) -> None:
+    """Operand bits in place: one table per unit of rows and columns."""
+    code = matrix.format.code
+    down, across, found.length = table.shape
+    found.unit_rows, found.unit_columns = found.n // down, found.k // across
+    found.units_across = across
+    found.parameter, found.parameter_bytes = _address(found, table), table.itemsize
+    entries = tables.entries(code)
+    _put_entries(found, entries)
+    direct = np.array_equal(entries[:, 0], np.arange(found.length)) and found.length <= 256
+    if direct and code.lanes == 1 and found.unit_columns % found.tile_columns == 0:
+        found.fast_kind = FLOAT_LEVELS
+
+
+def _put_entries(found: NativeMatrix, entries: np.ndarray) -> None:
+    found.entries, found.entry_bytes = _address(found, entries), entries.itemsize
+
+
+def _put_scales(found: NativeMatrix, matrix: CodedMatrix) -> None:
+    found.block, found.blocks = found.k, 1
+    if matrix.tensor_scale is not None:
+        found.tensor_scale = float(matrix.tensor_scale)
+    if matrix.scale is None:
+        return
+    found.blocks = matrix.scale.shape[1]
+    found.block = found.k // found.blocks
+    found.scale = _address(found, matrix.scale)
+    found.scale_kind = BYTE_SCALE if matrix.scale.itemsize == 1 else HALF_SCALE
+    if found.scale_kind == BYTE_SCALE:
+        found.scale_values = _address(found, _scale_values(matrix.format.scale))
+
+
+@functools.lru_cache(maxsize=8)
+def _scale_values(scale: Scale) -> np.ndarray:
+    assert scale.operand is not None
+    return tables.operand_values(scale.operand)
+
+
+def _address(found: NativeMatrix, array: np.ndarray) -> int:
+    array = np.ascontiguousarray(array)
+    found.keep.append(array)
+    return array.ctypes.data
+
+
+@functools.cache
+def function(name: str) -> Callable[..., int]:
+    """`unspool_matmul`, `unspool_decode_operands` or `unspool_decode_rows`, types declared."""
+    library = native.library()
+    assert library is not None
+    found = getattr(library, name)
+    matrix = ctypes.POINTER(NativeMatrix)
+    rows = [matrix, _LONG, _LONG, _LONG, _POINTER]
+    product = [matrix, _INT, _POINTER, _LONG, _LONG, _LONG, _POINTER]
+    found.argtypes = product if name == "unspool_matmul" else rows
+    found.restype = ctypes.c_int
+    return found
