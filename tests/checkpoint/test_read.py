@@ -67,9 +67,7 @@ def test_tensors_that_contradict_the_manifest(tmp_path, change, message):
 def test_a_code_that_is_no_number(tmp_path, name, bad):
     out = a_checkpoint(tmp_path / "out", name)
     changed(out, lambda t: t["q.weight_codes"].view(np.uint8).reshape(-1).__setitem__(70, bad))
-    with pytest.raises(
-        CheckpointError, match=r"not a finite E.*q tile \[0, 1\] step 6|q tile \[0, 1\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"q tile \[0, 1\] step 6: .* not finite"):
         verify(out)
 
 

@@ -97,7 +97,7 @@ def test_overwrite_replaces_a_folder(run, tiny, tmp_path):
         (("--bits", "2", "-o", "out", "--include", "nothing"), "a pattern matches no linear layer"),
         (("--bits", "2", "-o", "out", "--include", "re:("), "not a regular expression"),
         (("--bits", "2", "-o", "out", "--shard-size", "5XB"), "not a size"),
-        (("--bits", "2", "-o", "out", "--threads", "0"), "not a thread count"),
+        (("--bits", "2", "-o", "out", "--threads", "0"), "--threads"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

@@ -142,8 +142,8 @@ def _with_levels(
 def _holds_zero_row(stored: np.ndarray, parameter: Parameter) -> np.ndarray:
     """Which units `[units]` hold a row of zeros, which has to decode to zeros."""
     down, across = parameter.units(*stored.shape)
-    rows = ~stored.reshape(down, -1, across, stored.shape[1] // across).any(axis=3)
-    return rows.any(axis=1).ravel()
+    rows = stored.reshape(down, -1, across, stored.shape[1] // across).any(axis=3)
+    return np.asarray(~rows).any(axis=1).ravel()
 
 
 def _in_units(matrix: np.ndarray, parameter: Parameter) -> np.ndarray:

@@ -8,6 +8,7 @@ own row of x alone: not on how many there are, nor on the threads.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 from jaxtyping import Float32, UInt16
@@ -41,6 +42,7 @@ class Kernel:
         """Prepares a matrix; raises UnspoolError where a forced target cannot run here."""
         chosen = best_target(target)
         self.matrix, self.target = matrix, chosen.name
+        self._padded = matrix.format.padded(*matrix.shape)
         self._few = choice = choose(matrix.format, 1, self.target)
         self._many = choose(matrix.format, LOOK_UP_ROWS + 1, self.target)
         self.path, self.why = choice.path, f"{choice.why} (target {chosen.name}: {chosen.why})"
@@ -80,7 +82,7 @@ class Kernel:
         if not rotation.output_size:
             self._multiply(turned, y, threads)
             return
-        rows = self.matrix.format.padded(n, k)[0]
+        rows = self._padded[0]
         stored = np.empty((len(x), rows), np.float32)
         self._multiply(turned, stored, threads)
         flips = _signs(rows, rotation.seed, "out")
@@ -90,7 +92,7 @@ class Kernel:
         """Operand bits of the stored (padded, rotated) matrix."""
         if self._native is None:
             return reference.decode_operands(self.matrix)
-        out = np.empty(self.matrix.format.padded(*self.matrix.shape), np.uint16)
+        out = np.empty(self._padded, np.uint16)
         self._decode("unspool_decode_operands", out)
         return out
 
@@ -98,7 +100,7 @@ class Kernel:
         """Values times scales of the stored (padded, rotated) matrix."""
         if self._native is None:
             return reference.decode_values(self.matrix)
-        out = np.empty(self.matrix.format.padded(*self.matrix.shape), np.float32)
+        out = np.empty(self._padded, np.float32)
         self._decode("unspool_decode_rows", out)
         return out
 
@@ -109,16 +111,17 @@ class Kernel:
 
     def _turned(self, x: np.ndarray) -> np.ndarray:
         """Activations as the stored columns see them: padded, rotated, float32, contiguous."""
-        columns = self.matrix.format.padded(*self.matrix.shape)[1]
         x = np.ascontiguousarray(x, np.float32)
-        if x.shape[1] < columns:
-            x = np.pad(x, ((0, 0), (0, columns - x.shape[1])))
+        if x.shape[1] < self._padded[1]:
+            padded = np.zeros((len(x), self._padded[1]), np.float32)
+            padded[:, : x.shape[1]] = x
+            x = padded
         rotation = self.matrix.format.rotation
         if not rotation.input_size:
             return x
-        threads = None if x.size >= WORTH_THREADS else 1
-        flips = _signs(columns, rotation.seed, "in")
-        return hadamard(x, rotation.input_size, flips, threads=threads)
+        if self._native is None:
+            return hadamard(x, rotation.input_size, _signs(x.shape[1], rotation.seed, "in"))
+        return _rotated(x, rotation.input_size, rotation.seed)
 
     def _multiply(self, x: np.ndarray, y: np.ndarray, threads: int | None) -> None:
         """x `[m, columns]` times the first rows of the stored matrix, as many as y has columns."""
@@ -144,6 +147,24 @@ def _quiet_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x W^T; NaN and infinities run through without a warning, as they do in the library."""
     with np.errstate(invalid="ignore", over="ignore"):
         return np.stack([weight @ row for row in x])
+
+
+def _rotated(x: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """`hadamard` with signs converted once: that is 40 us a call, as much as a small product."""
+    out = np.empty_like(x)
+    flips, ones = _factors(x.shape[1], seed)
+    threads = native.threads(None) if x.size >= WORTH_THREADS else 1
+    status = function("unspool_hadamard")(
+        x.ctypes.data, *x.shape, size, float(np.float32(1 / math.sqrt(size))),
+        flips.ctypes.data, ones.ctypes.data, threads, out.ctypes.data,
+    )  # fmt: skip
+    native.check(status, "hadamard")
+    return out
+
+
+@functools.lru_cache(maxsize=SHARED_SIGNS)
+def _factors(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    return _signs(size, seed, "in").astype(np.float32), np.ones(size, np.float32)
 
 
 @functools.lru_cache(maxsize=SHARED_SIGNS)

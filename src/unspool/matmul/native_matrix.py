@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 
@@ -117,15 +118,23 @@ def _address(found: NativeMatrix, array: np.ndarray) -> int:
     return array.ctypes.data
 
 
+_ROWS = [ctypes.POINTER(NativeMatrix), _LONG, _LONG, _LONG, _POINTER]
+_SIGNATURES = {
+    "unspool_matmul": [_ROWS[0], _INT, _POINTER, _LONG, _LONG, _LONG, _POINTER],
+    "unspool_decode_operands": _ROWS,
+    "unspool_decode_rows": _ROWS,
+    "unspool_hadamard": [
+        _POINTER, *[ctypes.c_size_t] * 3, _FLOAT, _POINTER, _POINTER, ctypes.c_size_t, _POINTER,
+    ],
+}  # fmt: skip
+
+
 @functools.cache
 def function(name: str) -> Callable[..., int]:
-    """`unspool_matmul`, `unspool_decode_operands` or `unspool_decode_rows`, types declared."""
+    """A function of the library by its C name, argument types declared."""
     library = native.library()
     assert library is not None
-    found = getattr(library, name)
-    matrix = ctypes.POINTER(NativeMatrix)
-    rows = [matrix, _LONG, _LONG, _LONG, _POINTER]
-    product = [matrix, _INT, _POINTER, _LONG, _LONG, _LONG, _POINTER]
-    found.argtypes = product if name == "unspool_matmul" else rows
-    found.restype = ctypes.c_int
-    return found
+    # A lookup of its own: attributes of the library are shared, and so would be their types.
+    found = library[name]
+    found.argtypes, found.restype = _SIGNATURES[name], ctypes.c_int
+    return cast(Callable[..., int], found)

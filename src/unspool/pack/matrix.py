@@ -147,7 +147,7 @@ def _refuse_special_codes(code: Code, codes: np.ndarray, where: str) -> None:
             across, step = (int(i) for i in np.argwhere(bad)[0])
             raise CheckpointError(
                 f"'{CODES}' decodes to a {code.operand.name} that is not finite",
-                where=f"{where} tile {down}, {across} step {step}".strip(),
+                where=f"{where} tile [{down}, {across}] step {step}".strip(),
             )
 
 

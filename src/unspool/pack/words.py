@@ -12,6 +12,9 @@ from jaxtyping import UInt8, UInt32
 from unspool.errors import WeightError
 from unspool.spec.code import WORD_BITS, Code, Plane
 
+_BYTES = (Plane(window=8, stride=8),)
+"""Planes whose states are the stored bytes as they are."""
+
 CHUNK = 1 << 14
 """Rings per slice: bounds the one-byte-per-bit scratch memory to a few MiB."""
 
@@ -28,6 +31,9 @@ def pack(states: UInt32[np.ndarray, "... steps"], code: Code) -> UInt32[np.ndarr
 def unpack(words: UInt32[np.ndarray, "... words"], code: Code) -> UInt32[np.ndarray, "... steps"]:
     """The states of rings of stored words; every word is legal."""
     flat = np.ascontiguousarray(words).reshape(-1, code.words)
+    if code.planes == _BYTES:
+        bytes_ = flat.astype("<u4", copy=False).view(np.uint8)
+        return bytes_.astype(np.uint32).reshape(*words.shape[:-1], code.steps)
     states = np.empty((len(flat), code.steps), np.uint32)
     for start in range(0, len(flat), CHUNK):
         states[start : start + CHUNK] = _unpack(flat[start : start + CHUNK], code)
