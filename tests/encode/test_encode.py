@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from unspool.encode import encode as encode_module
 from unspool.encode.encode import encode
 from unspool.errors import WeightError
 from unspool.matmul.reference import decode
@@ -58,6 +59,34 @@ def test_a_power_of_two_scales_through(fmt: Format) -> None:
     weight = gaussian(16, 128)
     scaled = decode(encode(weight * np.float32(2**-9), fmt))
     np.testing.assert_array_equal(scaled, decode(encode(weight, fmt)) * np.float32(2**-9))
+
+
+@pytest.mark.parametrize("name", ["t2-e2m1", "nvfp4", "lut-b", "int8:h64-both"])
+def test_strips_join_to_what_one_piece_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = gaussian(200, 128)
+    whole = encode(weight, parse(name))
+    monkeypatch.setattr(encode_module, "STRIP", 64 * 128)
+    for key, array in encode(weight, parse(name)).arrays.items():
+        np.testing.assert_array_equal(array, whole.arrays[key])
+
+
+@pytest.mark.parametrize("name", ["t2-e2m1", "nvfp4", "int8", "lut-b"])
+@pytest.mark.parametrize("size", [1e-36, 1e-24, 1e19, 1e36])
+def test_the_size_of_the_weights_does_not_matter(name: str, size: float) -> None:
+    weight = gaussian(16, 128)
+    unit = np.float32(2.0 ** np.round(np.log2(size)))
+    exact = relative_error(weight, parse(name))
+    scaled = decode(encode(weight * unit, parse(name))).astype(np.float64) / unit
+    assert ((weight - scaled) ** 2).mean() / (weight**2).mean() == pytest.approx(exact, rel=1e-3)
+
+
+def test_a_format_without_a_tensor_scale_says_what_it_reaches() -> None:
+    with pytest.raises(WeightError, match=r"out of reach of mxfp4.*allowed: 1e-15 to 1e\+15"):
+        encode(gaussian(8, 32) * np.float32(1e20), parse("mxfp4"), where="q")
+
+
+def test_a_three_bit_multiply_code_encodes() -> None:
+    assert relative_error(gaussian(8, 256), parse("m3-e4m3")) < 0.025
 
 
 @pytest.mark.parametrize("name", ["t2-e2m1", "nvfp4", "lut3-row"])

@@ -65,6 +65,12 @@ def test_bits_per_weight_count_everything(name: str, bits: float) -> None:
     assert FORMATS[name].bits_per_weight(4096, 4096) == pytest.approx(bits, rel=1e-12)
 
 
+def test_a_way_back_to_the_entry_still_parses_back() -> None:
+    back = parse("t2-e2m1:b128-fp16").vary(scale=Scale.parse("row-fp16"))
+    assert parse(back.name) == back
+    assert back.content_hash == FORMATS["t2-e2m1"].content_hash
+
+
 def test_padding_counts() -> None:
     fmt = FORMATS["t2-e2m1"]
     assert fmt.padded(9, 130) == (16, 256)
@@ -82,7 +88,9 @@ def test_the_default_of_a_rate_has_that_rate(bits: float) -> None:
         ("nvfp", "allowed: nvfp4"),
         ("nvfp4:b16-e5m2", "no such scale"),
         ("nvfp4:h63", "power of two"),
-        ("nvfp4:h64:h64:raw", "too many parts"),
+        ("nvfp4:h64:h128", "a part is said twice"),
+        ("nvfp4:b32-e8m0:b16-e4m3", "a part is said twice"),
+        ("nvfp4:tensor-fp16", "no such scale"),
         ("t2-e2m1:b2-fp16:h1", "no power of two"),
         ("t2-e2m1:b32-e8m0", "scales that can be zero"),
         ("m2-e4m3:tensor", "scales that can be zero"),

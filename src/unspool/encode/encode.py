@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float32
 
@@ -18,6 +21,12 @@ from unspool.pack.words import pack
 from unspool.spec.code import Code
 from unspool.spec.format import Format
 from unspool.spec.program import Parameter
+
+STRIP = 1 << 21
+"""Weights encoded at a time: the arrays beside them take some 50 bytes per weight."""
+
+SMALLEST, LARGEST = 1e-15, 1e15
+"""Largest weights that formats without a tensor scale take: their squares stay inside float32."""
 
 PASSES = 2
 """Viterbi passes per ring; two lose under 1 % to the exact search on a 256-bit ring."""
@@ -40,25 +49,90 @@ def encode(
     """The coded matrix of a weight `[n, k]`, nearest in squared error after the rotation.
 
     `where` names the layer in errors. Raises WeightError for a weight that is not a finite matrix.
-    Zero rows get the scale zero (E8M0, which has none, gets its smallest) and decode to zeros.
+    Rows of zeros decode to zeros (where rows are not rotated into each other). Works through
+    the rows in strips: some 100 MB beside the weight and the result, whatever its size.
     """
     weight = _checked(weight, where)
-    stored = rotate(pad(weight, *fmt.padded(*weight.shape)), fmt.rotation)
-    table = None
-    if fmt.code.program.parameters:
-        states, fitted, table = _with_levels(stored, fmt, threads)
-    elif fmt.code.sigma is None:
-        states, fitted = _plain(stored, fmt, threads)
-    else:
-        states, fitted = _coded(stored, fmt, passes, threads)
+    unit = _unit(weight, fmt, where)
+    tensor = None
+    if fmt.scale.tensor:
+        largest = max(float(_wanted(strip, fmt).max()) for strip in _strips(weight, fmt, unit))
+        tensor = scales.tensor_scale(largest, fmt.scale.operand)
+    strips = _strips(weight, fmt, unit, threads)
+    parts = [_encode_strip(strip, fmt, tensor, passes, threads) for strip in strips]
     return CodedMatrix(
         format=fmt,
         shape=(weight.shape[0], weight.shape[1]),
-        codes=pack(states, fmt.code),
-        scale=fitted.bits,
-        tensor_scale=fitted.tensor,
-        table=table,
+        codes=np.concatenate([part.codes for part in parts]),
+        scale=_joined([part.scale for part in parts]),
+        tensor_scale=None if tensor is None else np.array(tensor * unit, np.float32),
+        table=_joined([part.table for part in parts]),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What is stored of one strip."""
+
+    codes: np.ndarray
+    scale: np.ndarray | None
+    table: np.ndarray | None
+
+
+def _encode_strip(
+    strip: np.ndarray,
+    fmt: Format,
+    tensor: np.ndarray | None,
+    passes: int,
+    threads: int | None,
+) -> _Part:
+    """Encodes rows that are padded and rotated already."""
+    table = None
+    if fmt.code.program.parameters:
+        states, fitted, table = _with_levels(strip, fmt, tensor, threads)
+    elif fmt.code.sigma is None:
+        states, fitted = _plain(strip, fmt, tensor, threads)
+    else:
+        states, fitted = _coded(strip, fmt, tensor, passes, threads)
+    return _Part(codes=pack(states, fmt.code), scale=fitted.bits, table=table)
+
+
+def _strips(
+    weight: np.ndarray, fmt: Format, unit: np.float32, threads: int | None = None
+) -> Iterator[np.ndarray]:
+    """The weight over `unit`, padded and rotated, some rows at a time."""
+    rows, columns = fmt.padded(weight.shape[0], weight.shape[1])
+    height = max(1, STRIP // columns // fmt.row_unit) * fmt.row_unit
+    if any(parameter.scope == "tensor" for parameter in fmt.code.program.parameters):
+        height = rows
+    for first in range(0, rows, height):
+        part = weight[first : first + height] / unit
+        padded = pad(part, min(height, rows - first), columns)
+        yield rotate(padded, fmt.rotation, first_row=first, threads=threads)
+
+
+def _unit(weight: np.ndarray, fmt: Format, where: str) -> np.float32:
+    """A power of two that brings the largest weight to [1, 2), for the tensor scale to take back.
+
+    Squares of weights then stay inside float32, whatever the weights. Without a tensor scale the
+    unit is 1, and weights far from it are refused.
+    """
+    largest = float(np.abs(weight).max())
+    if largest and fmt.scale.tensor:
+        return np.float32(2.0 ** np.clip(np.floor(np.log2(largest)), -126, 127))
+    if largest and not SMALLEST <= largest <= LARGEST:
+        raise WeightError(
+            f"the largest weight is out of reach of {fmt.name}, which has no tensor scale",
+            where=where,
+            found=largest,
+            allowed=f"{SMALLEST:g} to {LARGEST:g}, or 0",
+        )
+    return np.float32(1)
+
+
+def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
 
 
 def _checked(weight: np.ndarray, where: str) -> Float32[np.ndarray, "n k"]:
@@ -77,16 +151,31 @@ def _checked(weight: np.ndarray, where: str) -> Float32[np.ndarray, "n k"]:
     return weight
 
 
+def _wanted(strip: np.ndarray, fmt: Format) -> Float32[np.ndarray, "rows blocks"]:
+    """The scale that each block asks for, before rounding.
+
+    Trellis codes: what brings its RMS to the code's sigma. All others: what brings its largest
+    weight to the operand's largest value.
+    """
+    code, blocks = fmt.code, scales.in_blocks(strip, fmt.scale)
+    if code.sigma is not None:
+        power = np.einsum("rbw,rbw->rb", blocks, blocks) / np.float32(blocks.shape[-1])
+        return np.sqrt(power) / np.float32(code.sigma)
+    peaks = np.maximum(blocks.max(axis=-1), -blocks.min(axis=-1))
+    if code.program.parameters:
+        return peaks / np.float32(code.operand.largest)
+    values = state_values(code)
+    return peaks / values[np.isfinite(values)].max()
+
+
 def _coded(
-    stored: np.ndarray, fmt: Format, passes: int, threads: int | None
+    strip: np.ndarray, fmt: Format, tensor: np.ndarray | None, passes: int, threads: int | None
 ) -> tuple[np.ndarray, Scales]:
-    """Trellis codes: scales that match each block's RMS to the code's, then refitted."""
-    code, scale = fmt.code, fmt.scale
-    blocks = scales.in_blocks(stored, scale)
-    rms = np.sqrt(np.einsum("rbw,rbw->rb", blocks, blocks) / blocks.shape[-1])
-    fitted = scales.store(rms / np.float32(code.sigma), scale)
-    states, values = _search(scales.divide(stored, fitted, scale), code, passes, threads)
-    return states, scales.refit(stored, values, fitted, scale)
+    """Trellis codes: the wanted scales, refitted to the values that the search chose."""
+    fitted = scales.store(_wanted(strip, fmt), fmt.scale, tensor)
+    targets = scales.divide(strip, fitted, fmt.scale)
+    states, values = _search(targets, fmt.code, passes, threads)
+    return states, scales.refit(strip, values, fitted, fmt.scale, tensor)
 
 
 def _search(
@@ -102,39 +191,36 @@ def _search(
     return states, from_rings(values[states], code)
 
 
-def _plain(stored: np.ndarray, fmt: Format, threads: int | None) -> tuple[np.ndarray, Scales]:
+def _plain(
+    strip: np.ndarray, fmt: Format, tensor: np.ndarray | None, threads: int | None
+) -> tuple[np.ndarray, Scales]:
     """Plain codes: per block the best of many scales, from clipping to spare range."""
     code, scale = fmt.code, fmt.scale
-    values = state_values(code)[:, 0]
-    largest = np.float32(np.nanmax(np.where(np.isfinite(values), values, np.nan)))
-    peaks = np.abs(scales.in_blocks(stored, scale)).max(axis=-1) / largest
-    widest = scales.store(peaks, scale)
-    candidates, costs = [], []
+    values, wanted = state_values(code)[:, 0], _wanted(strip, fmt)
+    fitted = least = None
     for clip in CLIPS:
-        candidate = scales.store(peaks * np.float32(clip), scale, widest.tensor)
-        chosen = values[nearest(values, scales.divide(stored, candidate, scale), threads=threads)]
-        candidates.append(candidate)
-        costs.append(scales.errors(stored, chosen, candidate, scale))
-    fitted = scales.choose(candidates, costs)
-    states = nearest(values, scales.divide(stored, fitted, scale), threads=threads)
+        candidate = scales.store(wanted * np.float32(clip), scale, tensor)
+        chosen = values[nearest(values, scales.divide(strip, candidate, scale), threads=threads)]
+        cost = scales.errors(strip, chosen, candidate, scale)
+        fitted, least = scales.better(fitted, least, candidate, cost)
+    assert fitted is not None
+    states = nearest(values, scales.divide(strip, fitted, scale), threads=threads)
     return to_rings(states, code)[..., 0], fitted
 
 
 def _with_levels(
-    stored: np.ndarray, fmt: Format, threads: int | None
+    strip: np.ndarray, fmt: Format, tensor: np.ndarray | None, threads: int | None
 ) -> tuple[np.ndarray, Scales, np.ndarray]:
     """Tables fitted to the weights: scales put the largest level at the top of the operand."""
     (parameter,) = fmt.code.program.parameters
-    peaks = np.abs(scales.in_blocks(stored, fmt.scale)).max(axis=-1)
-    fitted = scales.store(peaks / np.float32(parameter.operand.largest), fmt.scale)
-    targets = scales.divide(stored, fitted, fmt.scale)
-    units = _in_units(targets, parameter)
+    fitted = scales.store(_wanted(strip, fmt), fmt.scale, tensor)
+    units = _in_units(scales.divide(strip, fitted, fmt.scale), parameter)
     flat = units.reshape(-1, units.shape[-1])
-    zero = _holds_zero_row(stored, parameter)
+    zero = _holds_zero_row(strip, parameter)
     table = levels.fit(flat, parameter.length, parameter.operand, zero)
     values = parameter.operand.values().astype(np.float32)[table]
     states = nearest_units(values, flat, threads=threads)
-    matrix = _from_units(states.reshape(units.shape), parameter, stored.shape)
+    matrix = _from_units(states.reshape(units.shape), parameter, strip.shape)
     table = table.reshape(*units.shape[:2], parameter.length)
     return to_rings(matrix, fmt.code)[..., 0], fitted, table
 

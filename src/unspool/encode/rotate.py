@@ -61,13 +61,20 @@ def hadamard_inverse(x: Floats, size: int, signs: Signs, *, threads: int | None 
     return _rotate(x, size, np.ones_like(signs), signs, threads)
 
 
-def rotate(weight: Floats, rotation: Rotation) -> Floats:
-    """The weight [n, k] that rotated activations meet: rows along k, then columns along n."""
+def rotate(
+    weight: Floats, rotation: Rotation, *, first_row: int = 0, threads: int | None = None
+) -> Floats:
+    """The weight [n, k] that rotated activations meet: rows along k, then columns along n.
+
+    `first_row`: where in the whole matrix these rows stand, whole blocks of the rotation before.
+    """
     n, k = weight.shape
     if rotation.input_size:
-        weight = hadamard(weight, rotation.input_size, signs(k, rotation.seed, "in"))
+        flips = signs(k, rotation.seed, "in")
+        weight = hadamard(weight, rotation.input_size, flips, threads=threads)
     if rotation.output_size:
-        turned = hadamard(weight.T, rotation.output_size, signs(n, rotation.seed, "out"))
+        flips = signs(first_row + n, rotation.seed, "out")[first_row:]
+        turned = hadamard(weight.T, rotation.output_size, flips, threads=threads)
         weight = np.ascontiguousarray(turned.T)
     return weight
 

@@ -17,13 +17,11 @@ from unspool.spec.scale import Scale
 class Scales:
     """Stored scales of a matrix, and what they multiply with.
 
-    bits       bit patterns [rows, blocks], or None
-    tensor     float32 [], or None
-    effective  float32 [rows, blocks] ([1, 1] without row or block scales): both together
+    bits       bit patterns [rows, blocks]; None without row or block scales
+    effective  float32 [rows, blocks] ([1, 1] without those), the tensor scale in it
     """
 
     bits: np.ndarray | None
-    tensor: np.ndarray | None
     effective: Float32[np.ndarray, "rows blocks"]
 
 
@@ -36,19 +34,17 @@ def in_blocks(matrix: np.ndarray, scale: Scale) -> np.ndarray:
 
 
 def store(
-    wanted: Float32[np.ndarray, "rows blocks"], scale: Scale, tensor: np.ndarray | None = None
+    wanted: Float32[np.ndarray, "rows blocks"], scale: Scale, tensor: np.ndarray | None
 ) -> Scales:
-    """The wanted scales, rounded to the nearest stored ones. `tensor`: keep this tensor scale."""
-    if scale.tensor and tensor is None:
-        tensor = _tensor_scale(wanted, scale.operand)
+    """The wanted scales, rounded to the nearest stored ones beside the tensor scale."""
     unit = np.float32(1) if tensor is None else np.float32(tensor)
     if scale.operand is None:
-        return Scales(bits=None, tensor=tensor, effective=np.full((1, 1), unit))
+        return Scales(bits=None, effective=np.full((1, 1), unit))
     values = scale.operand.values().astype(np.float32)
     candidates = np.where(values >= 0, values, np.float32(np.nan))
     bits = nearest(candidates, (wanted / (unit or 1)).astype(np.float32))
-    effective = values[bits] * unit
-    return Scales(bits=bits.astype(bits_dtype(scale.operand)), tensor=tensor, effective=effective)
+    stored = bits.astype(bits_dtype(scale.operand))
+    return Scales(bits=stored, effective=values[bits] * unit)
 
 
 def divide(matrix: np.ndarray, scales: Scales, scale: Scale) -> Float32[np.ndarray, "n k"]:
@@ -66,45 +62,46 @@ def errors(
     return np.einsum("rbw,rbw->rb", difference, difference)
 
 
-def refit(matrix: np.ndarray, values: np.ndarray, scales: Scales, scale: Scale) -> Scales:
+def refit(
+    matrix: np.ndarray,
+    values: np.ndarray,
+    scales: Scales,
+    scale: Scale,
+    tensor: np.ndarray | None,
+) -> Scales:
     """The least-squares scale of every block for values already chosen, kept where it helps.
 
     <w, v> / <v, v> minimises |w - s v|^2; rounding s to its format can undo the gain.
     """
-    if scales.bits is None:
-        return scales
     blocks, chosen = in_blocks(matrix, scale), in_blocks(values, scale)
     power = np.einsum("rbw,rbw->rb", chosen, chosen)
     product = np.einsum("rbw,rbw->rb", blocks, chosen)
     best = np.divide(product, power, out=np.zeros_like(power), where=power > 0)
-    refitted = store(np.maximum(best, 0), scale, scales.tensor)
-    return choose(
-        [scales, refitted], [errors(matrix, values, s, scale) for s in (scales, refitted)]
-    )
+    refitted = store(np.maximum(best, 0), scale, tensor)
+    costs = (errors(matrix, values, each, scale) for each in (scales, refitted))
+    return better(scales, next(costs), refitted, next(costs))[0]
 
 
-def choose(candidates: list[Scales], costs: list[np.ndarray]) -> Scales:
-    """Per block the candidate of the lowest cost, the first of equals."""
-    best = np.argmin(costs, axis=0)
+def better(
+    best: Scales | None, least: np.ndarray | None, candidate: Scales, cost: np.ndarray
+) -> tuple[Scales, np.ndarray]:
+    """Per block the scale of lower cost, the first of equals, and that cost."""
+    if best is None or least is None:
+        return candidate, cost
+    lower = cost < least
+    bits = None
+    if best.bits is not None and candidate.bits is not None:
+        bits = np.where(lower, candidate.bits, best.bits)
+    effective = np.where(lower, candidate.effective, best.effective)
+    return Scales(bits=bits, effective=effective), np.where(lower, cost, least)
 
-    def pick(arrays: list[np.ndarray]) -> np.ndarray:
-        return np.take_along_axis(np.stack(arrays), best[None], axis=0)[0]
 
-    bits = [c.bits for c in candidates if c.bits is not None]
-    return Scales(
-        bits=pick(bits) if bits else None,
-        tensor=candidates[0].tensor,
-        effective=pick([c.effective for c in candidates]),
-    )
-
-
-def _tensor_scale(wanted: np.ndarray, operand: Operand | None) -> np.ndarray:
-    """A float32 that brings the wanted scales into the range of their format.
+def tensor_scale(largest: float, operand: Operand | None) -> np.ndarray:
+    """A float32 that brings scales up to `largest` into the range of their format.
 
     E4M3: the largest becomes 448, as NVFP4 has it. FP16: a power of two, so that products with the
     tensor scale stay exact, with the largest in [1, 2). No row scales: the largest itself.
     """
-    largest = float(wanted.max(initial=0))
     if largest == 0:
         return np.array(0, np.float32)
     if operand is None:

@@ -56,7 +56,7 @@ class Format:
         base, *spelled = self.name.split(":")
         parts = [base]
         for old, new in ((self.scale, scale), (self.rotation, rotation)):
-            if old.name in spelled or new not in (None, old):
+            if new is not None or old.name in spelled:
                 parts.append((new or old).name)
         return replace(
             self,

@@ -9,7 +9,7 @@ modulo 32, table indices modulo the table's length.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from unspool.errors import DeclarationError
@@ -115,7 +115,6 @@ class Program:
     outputs: tuple[tuple[str, int], ...]
     tables: tuple[Table, ...] = ()
     parameters: tuple[Parameter, ...] = ()
-    _registers: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         registers = {STATE}
@@ -128,7 +127,6 @@ class Program:
                 raise DeclarationError(
                     "a lane reads outside the program", found=f"{register} at bit {offset}"
                 )
-        object.__setattr__(self, "_registers", frozenset(registers))
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary that `from_json` turns back into an equal program."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from unspool.errors import DeclarationError
 from unspool.spec.operand import SCALE_OPERANDS, Operand
 
-_NAME = re.compile(r"(?P<kind>none|tensor|row|b(?P<block>\d+))(-(?P<operand>[a-z0-9]+))?")
+_NAME = re.compile(r"none|tensor|(row|b(?P<block>\d+))-(?P<operand>[a-z0-9]+)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,12 +38,13 @@ def parse(name: str) -> Format:
             allowed=f"{', '.join(near or FORMATS)} (unspool formats lists all)",
         )
     fmt = FORMATS[base]
-    if len(parts) > 2:
-        raise DeclarationError("too many parts", where=name, allowed="ENTRY[:SCALE][:ROTATION]")
-    scale = rotation = None
-    for part in parts:
-        if part == "raw" or part.startswith("h"):
-            rotation = Rotation.parse(part)
-        else:
-            scale = Scale.parse(part)
-    return fmt.vary(scale=scale, rotation=rotation)
+    rotations = [part for part in parts if part == "raw" or part.startswith("h")]
+    scales = [part for part in parts if part not in rotations]
+    if len(scales) > 1 or len(rotations) > 1:
+        raise DeclarationError(
+            "a part is said twice", where=name, allowed="ENTRY:SCALE:ROTATION"
+        )
+    return fmt.vary(
+        scale=Scale.parse(scales[0]) if scales else None,
+        rotation=Rotation.parse(rotations[0]) if rotations else None,
+    )
