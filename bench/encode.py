@@ -1,175 +1,121 @@
-"""Encoding rates: `python bench/encode.py [--json FILE] [--rounds N] [--only NAME ...]`.
+"""Encoding rates: `python bench/encode.py [--json [FILE]] [--rounds N] [--only NAME ...]`.
 
-Weights per second of the trellis search on Gaussian data for the shapes of code that the catalog
-has, and of the two encoders' neighbours, nearest value and rotation. The cases take turns, round
-by round after a warm-up, so that a machine that slows down slows all of them alike; median, lowest
-and highest rate over the rounds are kept.
+Weights per second on Gaussian data: the trellis search of every coded format of the catalog alone,
+whole encoders (rotation, scales, search, packing), nearest value, and rotation; on one thread and
+on all. Cases take turns; median, lowest and highest rate over the rounds are kept.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from timing import facts, interleaved, parser, write
 
 from unspool import native
+from unspool.decode.interpret import state_values
+from unspool.encode.encode import encode
 from unspool.encode.nearest import nearest
 from unspool.encode.rotate import hadamard, signs
 from unspool.encode.viterbi import viterbi
+from unspool.evaluate.gaussian import gaussian
+from unspool.spec.catalog import FORMATS, parse
 
-RESULTS = Path(__file__).parent / "results" / "encode.json"
+SEARCHED = {
+    **dict.fromkeys(("t1-e2m1", "t2-e2m1", "t3-e2m3", "t4-e2m3"), 1 << 21),
+    **dict.fromkeys(("t1.5-e2m1", "t2.5-e2m3", "t3.5-e2m3"), 1 << 20),
+    "m2-e2m1": 1 << 15,
+    "m3-e4m3": 1 << 11,
+}
+"""Weights searched per round; each takes some tenths of a second."""
+
+ENCODED = ("t2-e2m1", "t3-e2m3", "t4-e2m3", "nvfp4", "mxfp4", "lut-b")
+SHAPE = (256, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """planes (window, stride); rings are chosen so that a round takes a fraction of a second."""
-
-    name: str
-    planes: tuple[tuple[int, int], ...]
-    lanes: int
-    steps: int
-    rings: int
-
-
-TRELLISES = (
-    Case(name="window 5 + 1 plain", planes=((5, 1), (1, 1)), lanes=1, steps=64, rings=1 << 16),
-    Case(name="window 5 + 2 plain", planes=((5, 1), (2, 2)), lanes=1, steps=64, rings=1 << 16),
-    Case(name="window 5 + 3 plain", planes=((5, 1), (3, 3)), lanes=1, steps=64, rings=1 << 15),
-    Case(name="pairs, 5 + 4 plain", planes=((5, 1), (4, 4)), lanes=2, steps=64, rings=1 << 13),
-    Case(name="window 16 stride 8", planes=((16, 8),), lanes=4, steps=32, rings=512),
-    Case(name="window 20 stride 12", planes=((20, 12),), lanes=4, steps=32, rings=32),
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One measured case; rates in weights per second."""
-
-    code: str
-    states: int
-    lanes: int
-    passes: int
-    threads: int
-    weights_per_second: float
-    slowest: float
-    fastest: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
     """Something to time: `weights` go through every call of `run`."""
 
-    row: dict[str, str | int]
+    name: str
+    threads: int
     weights: int
     run: Callable[[], object]
 
 
-def trellis_trial(case: Case, passes: int, threads: int) -> Trial:
-    """Two-pass (or more) search of one case; the table is random, which costs the same."""
-    random = np.random.default_rng(0)
-    states = 1 << sum(window for window, _ in case.planes)
-    values = random.standard_normal((states, case.lanes), np.float32)
-    targets = random.standard_normal((case.rings, case.steps, case.lanes), np.float32)
-    return Trial(
-        row={"code": case.name, "states": states, "lanes": case.lanes, "passes": passes,
-             "threads": threads},
-        weights=targets.size,
-        run=lambda: viterbi(values, case.planes, targets, passes=passes, threads=threads),
-    )  # fmt: skip
-
-
-def plain_trials(threads: int) -> list[Trial]:
-    """Nearest value in tables of 16 and 256, and rotation by blocks of 512, on 4096 x 1024."""
-    targets = np.random.default_rng(0).standard_normal((1024, 4096), np.float32)
-    flips = signs(4096, 0, "in")
-    trials = [
-        Trial(
-            row={"code": "nearest value", "states": states, "lanes": 1, "passes": 1,
-                 "threads": threads},
-            weights=targets.size,
-            run=lambda table=targets[0, :states]: nearest(table, targets, threads=threads),
+def cases(threads: int) -> Iterator[Case]:
+    """All cases on that many threads."""
+    for name, count in SEARCHED.items():
+        yield search(name, count, threads)
+    weight = gaussian(SHAPE)
+    for name in ENCODED:
+        run = encoder(name, weight, threads)
+        yield Case(name=f"encode {name}", threads=threads, weights=weight.size, run=run)
+    for states in (16, 256):
+        table = weight[0, :states]
+        yield Case(
+            name=f"nearest of {states} values",
+            threads=threads,
+            weights=weight.size,
+            run=lambda table=table: nearest(table, weight, threads=threads),
         )
-        for states in (16, 256)
-    ]  # fmt: skip
-    turn = Trial(
-        row={"code": "rotation by 512", "states": 0, "lanes": 1, "passes": 1, "threads": threads},
-        weights=targets.size,
-        run=lambda: hadamard(targets, 512, flips, threads=threads),
+    flips = signs(SHAPE[1], 0, "in")
+    yield Case(
+        name="rotation by 128",
+        threads=threads,
+        weights=weight.size,
+        run=lambda: hadamard(weight, 128, flips, threads=threads),
     )
-    return [*trials, turn]
 
 
-def measure(trials: list[Trial], rounds: int) -> list[Row]:
-    """Each trial once per round, in turn, after a warm-up of each."""
-    for trial in trials:
-        trial.run()
-    rates: list[list[float]] = [[] for _ in trials]
-    for _ in range(rounds):
-        for trial, seen in zip(trials, rates, strict=True):
-            start = time.perf_counter()
-            trial.run()
-            seen.append(trial.weights / (time.perf_counter() - start))
-    return [
-        Row(**trial.row, weights_per_second=round(statistics.median(seen)),
-            slowest=round(min(seen)), fastest=round(max(seen)))
-        for trial, seen in zip(trials, rates, strict=True)
-    ]  # fmt: skip
+def search(name: str, count: int, threads: int) -> Case:
+    """The two-pass trellis search alone."""
+    code = FORMATS[name].code
+    values, planes = state_values(code), [(p.window, p.stride) for p in code.planes]
+    targets = gaussian((count // code.steps // code.lanes, code.steps * code.lanes))
+    rings = (targets * np.float32(code.sigma or 1)).reshape(-1, code.steps, code.lanes)
+    return Case(
+        name=f"search {name}",
+        threads=threads,
+        weights=rings.size,
+        run=lambda: viterbi(values, planes, rings, threads=threads),
+    )
 
 
-def machine() -> dict[str, str | int]:
-    """What a rate depends on."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parent,
-    )  # fmt: skip
+def encoder(name: str, weight: np.ndarray, threads: int) -> Callable[[], object]:
+    """The whole encoder of a format."""
+    return lambda: encode(weight, parse(name), threads=threads)
+
+
+def row(case: Case, seconds: list[float]) -> dict[str, str | int]:
+    """Rates of one case in weights per second."""
     return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": native.threads(None),
-        "load_at_start": round(os.getloadavg()[0]),
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "commit": commit.stdout.strip() or "none",
+        "case": case.name,
+        "threads": case.threads,
+        "weights_per_second": round(case.weights / statistics.median(seconds)),
+        "slowest": round(case.weights / max(seconds)),
+        "fastest": round(case.weights / min(seconds)),
     }
 
 
 def main() -> None:
     """Prints the rows; with --json writes them too."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", nargs="?", const=RESULTS, type=Path, metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="*", default=[], help="parts of the names to measure")
-    chosen = parser.parse_args()
+    options = parser(__doc__, "encode.json").parse_args()
     if native.library() is None:
         sys.exit(f"no compiled library to measure: {native.why_not()}")
-    facts = machine()
-    threads = sorted({1, native.threads(None)})
-    trials = [trellis_trial(case, 2, n) for case in TRELLISES for n in threads]
-    trials += [trellis_trial(TRELLISES[0], 4, threads[-1])]
-    trials += [trial for n in threads for trial in plain_trials(n)]
-    wanted = [t for t in trials if not chosen.only or any(o in t.row["code"] for o in chosen.only)]
-    rows = measure(wanted, chosen.rounds)
-    for row in rows:
-        print(f"{row.code:28} {row.states:8} states  {row.passes} passes  {row.threads} threads "
-              f"{row.weights_per_second / 1e6:9.2f} M/s  ({row.slowest / 1e6:.2f} to "
-              f"{row.fastest / 1e6:.2f})")  # fmt: skip
-    if chosen.json:
-        chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        result = {"machine": facts, "rounds": chosen.rounds, "rows": [asdict(r) for r in rows]}
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n")
+    found = {**facts(), "rounds": options.rounds}
+    every = [case for threads in sorted({1, native.threads(None)}) for case in cases(threads)]
+    chosen = [c for c in every if not options.only or any(o in c.name for o in options.only)]
+    seconds = interleaved([case.run for case in chosen], options.rounds)
+    rows = [row(case, seen) for case, seen in zip(chosen, seconds, strict=True)]
+    for entry in rows:
+        rate, low, high = (entry[key] / 1e6 for key in ("weights_per_second", "slowest", "fastest"))
+        threads = entry["threads"]
+        print(f"{entry['case']:24} {threads} threads {rate:9.3f} M/s  ({low:.3f} to {high:.3f})")
+    write(options.json, found, rows)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 numpy                 the slow twin, where there is no library or no table
 panel-portable        decodes panels of rows into the cache; any format, any machine
 panel-avx2            the same, compiled for x86-64-v3, with FMA
-look-up-avx2          up to four rows of activations; tables of up to 128 int8 levels in registers
+look-up-avx2          one row of activations; tables of up to 128 int8 levels in registers
 look-up-avx512        the same with the instructions it was designed for. Compiled, and its source
                       run through the twin; native execution is yet to be recorded
 look-up-avx512-twin   that kernel against plain C++ stand-ins of its instructions; for tests
@@ -29,8 +29,12 @@ PATHS = {
     "look-up-avx512-twin": 4,
 }
 
-LOOK_UP_ROWS = 4
-"""Above, decoding once into the cache and reading it for all rows is quicker."""
+LOOK_UP_ROWS = 1
+"""Rows of activations up to which looking up anew for each is quicker than decoding into the cache.
+
+AVX2, 2048 x 4096, one thread, one and two rows: t2-e2m1 2.6 and 4.0 ms against 5.5 and 4.5 ms,
+t3-e2m3 3.1 and 6.2 against 4.8 and 5.6, mxfp4 2.9 and 5.9 against 4.0 and 4.7.
+"""
 
 LOOK_UP_BITS = 7
 """VPERMI2B picks one of 128 bytes."""
@@ -60,7 +64,7 @@ def choose(fmt: Format, m: int, target: str) -> Choice:
     reason = f"{m} rows share a decode" if m > LOOK_UP_ROWS else why_no_look_up(fmt)
     if reason:
         return Choice(path=panel, why=f"not the look-up kernel: {reason}")
-    return Choice(path=f"look-up-{target}", why="few rows, and a table that fits registers")
+    return Choice(path=f"look-up-{target}", why="one row, and a table that fits registers")
 
 
 def why_no_look_up(fmt: Format) -> str:

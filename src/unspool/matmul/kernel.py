@@ -23,8 +23,7 @@ from unspool.matmul.native_matrix import function, native_matrix
 from unspool.pack.matrix import CodedMatrix
 
 SHARED_SIGNS = 64
-"""Sizes and seeds whose signs are kept, one byte per column."""
-
+"""Sizes and seeds whose signs are kept, nine bytes per column."""
 
 WORTH_THREADS = 1 << 18
 """Activations whose rotation takes longer than starting threads does (about 0.1 ms)."""

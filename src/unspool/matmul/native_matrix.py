@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -119,7 +119,7 @@ def _address(found: NativeMatrix, array: np.ndarray) -> int:
 
 
 _ROWS = [ctypes.POINTER(NativeMatrix), _LONG, _LONG, _LONG, _POINTER]
-_SIGNATURES = {
+_SIGNATURES: dict[str, list[Any]] = {
     "unspool_matmul": [_ROWS[0], _INT, _POINTER, _LONG, _LONG, _LONG, _POINTER],
     "unspool_decode_operands": _ROWS,
     "unspool_decode_rows": _ROWS,

@@ -1,4 +1,4 @@
-// A few rows of activations, one by one, times a code whose table fits two AVX-512 registers.
+// Rows of activations, one by one, times a code whose table fits two AVX-512 registers.
 //
 // Eight tiles that follow one another along k are one vector per plane: qword t is tile t's ring.
 // VPMULTISHIFTQB cuts the 64 windows of one tile row out of it (its rotation inside a qword is the
