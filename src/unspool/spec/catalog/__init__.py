@@ -41,9 +41,7 @@ def parse(name: str) -> Format:
     rotations = [part for part in parts if part == "raw" or part.startswith("h")]
     scales = [part for part in parts if part not in rotations]
     if len(scales) > 1 or len(rotations) > 1:
-        raise DeclarationError(
-            "a part is said twice", where=name, allowed="ENTRY:SCALE:ROTATION"
-        )
+        raise DeclarationError("a part is said twice", where=name, allowed="ENTRY:SCALE:ROTATION")
     return fmt.vary(
         scale=Scale.parse(scales[0]) if scales else None,
         rotation=Rotation.parse(rotations[0]) if rotations else None,
