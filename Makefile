@@ -27,7 +27,7 @@ lint: setup
 	$(BIN)/lint-imports --no-logo
 
 bench: setup
-	set -e; for name in encode matmul; do echo "== $$name"; $(BIN)/python bench/$$name.py; done
+	set -e; for name in encode matmul quality; do echo "== $$name"; $(BIN)/python bench/$$name.py; done
 
 # Then: UNSPOOL_NATIVE=build/dev/_native.abi3.so
 native: $(VENV)/.tools
