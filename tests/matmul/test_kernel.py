@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from unspool import native
 from unspool.decode.target import TWIN, why_not
-from unspool.errors import SlowPathWarning, WeightError
+from unspool.errors import NativeError, SlowPathWarning, WeightError
+from unspool.matmul import native_matrix
 from unspool.matmul.kernel import Kernel
 from unspool.matmul.reference import decode, decode_values, matmul
 from unspool.pack.matrix import CodedMatrix
@@ -222,3 +225,16 @@ def test_without_the_library_the_numpy_twin_runs_and_says_so_once(random_matrix,
         monkeypatch.undo()
         for cached in (native.library, native.why_not, target.features, target._best):
             cached.cache_clear()
+
+
+def test_a_library_built_from_other_sources_is_refused() -> None:
+    class Stale:
+        _name = "old.so"
+
+        @staticmethod
+        def unspool_matrix_bytes() -> int:
+            return 8
+
+    for stale in (Stale(), SimpleNamespace(_name="older.so")):
+        with pytest.raises(NativeError, match=r"old.*not of this version.*bytes"):
+            native_matrix._check_version(stale)

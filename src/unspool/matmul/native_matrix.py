@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from unspool import native
+from unspool.errors import NativeError
 from unspool.matmul import tables
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.scale import Scale
@@ -131,10 +132,27 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 @functools.cache
 def function(name: str) -> Callable[..., int]:
-    """A function of the library by its C name, argument types declared."""
+    """A function of the library by its C name, argument types declared.
+
+    Raises NativeError where the library was built from other sources than these.
+    """
     library = native.library()
     assert library is not None
+    _check_version(library)
     # A lookup of its own: attributes of the library are shared, and so would be their types.
     found = library[name]
     found.argtypes, found.restype = _SIGNATURES[name], ctypes.c_int
     return cast(Callable[..., int], found)
+
+
+def _check_version(library: ctypes.CDLL) -> None:
+    """A struct of another layout would be read as garbage; its size tells most changes."""
+    measure = getattr(library, "unspool_matrix_bytes", None)
+    found, allowed = measure() if measure else 0, ctypes.sizeof(NativeMatrix)
+    if found != allowed:
+        raise NativeError(
+            "the compiled library is not of this version: install the package again (make setup)",
+            where=str(library._name),
+            found=f"a matrix of {found} bytes",
+            allowed=f"{allowed} bytes",
+        )

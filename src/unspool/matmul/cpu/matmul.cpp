@@ -115,6 +115,11 @@ void run(int32_t path, const Multiply& job, int64_t threads) {
 
 }  // namespace
 
+// Size of the struct, so that a caller built against another one finds out.
+extern "C" __attribute__((visibility("default"))) int unspool_matrix_bytes() {
+  return int(sizeof(CodedMatrix));
+}
+
 // x [count, k], y [count, y_rows]. path: features.hpp. 0: done, 1: no memory,
 // 2: the processor lacks the path, 3: the look-up path does not fit this matrix.
 extern "C" __attribute__((visibility("default"))) int unspool_matmul(
