@@ -16,7 +16,8 @@ from safetensors import safe_open
 from unspool.checkpoint import write
 from unspool.checkpoint.manifest import Layer, Manifest
 from unspool.checkpoint.read import matrices, open_checkpoint, verify
-from unspool.checkpoint.write import Payload, split, write_checkpoint
+from unspool.checkpoint.save import copied_files
+from unspool.checkpoint.write import Payload, check_room, split, write_checkpoint
 from unspool.errors import CheckpointError
 from unspool.model.layout import STORED_DTYPE, as_buffers
 from unspool.pack.matrix import CodedMatrix, array_specs, coded_matrix
@@ -195,3 +196,77 @@ def test_too_little_space_is_known_beforehand(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"found 10 bytes free; allowed: more than 1,"):
         written(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_checkpoint_or_an_empty_folder_is_replaced(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    verify(written(out, overwrite=True))
+    (out / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match="only a checkpoint of unspool is overwritten"):
+        written(out, overwrite=True)
+    (out / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="only a checkpoint of unspool is overwritten"):
+        written(out, overwrite=True)
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("moment", [1, 2])
+def test_an_interrupt_around_the_renames_leaves_one_whole_checkpoint(
+    tmp_path, monkeypatch, moment, after
+):
+    written(tmp_path / "out", max_shard_bytes=500)
+    plain_rename, calls = Path.rename, []
+
+    def renamed(path, target):
+        calls.append(target)
+        if len(calls) == moment and not after:
+            raise KeyboardInterrupt
+        plain_rename(path, target)
+        if len(calls) == moment:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path / "out", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    replaced = (moment, after) == (2, True)
+    assert verify(tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists() != replaced
+
+
+def test_folders_made_for_a_checkpoint_vanish_with_it(tmp_path, monkeypatch):
+    (tmp_path / "kept").mkdir()
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match="no space left"):
+        written(tmp_path / "kept" / "new" / "newer" / "out")
+    assert [p.name for p in tmp_path.rglob("*")] == ["kept"]
+
+
+def test_room_is_checked_at_the_nearest_folder_that_exists(tmp_path, monkeypatch):
+    out = tmp_path / "new" / "out"
+    check_room(out, 1)
+    with pytest.raises(CheckpointError, match="no space left"):
+        check_room(out, 1 << 60)
+    monkeypatch.setattr(write.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        check_room(out, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_s_path_too_long_is_an_error_of_ours():
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        written(Path("x" * 5000))
+
+
+def test_a_small_file_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json").touch()
+
+    def refused(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: cannot be read; found Input"):
+        copied_files(tmp_path)

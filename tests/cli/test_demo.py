@@ -9,6 +9,7 @@ import pytest
 
 from unspool.checkpoint.read import verify
 from unspool.cli import bundled, demo
+from unspool.errors import CheckpointError
 
 from .conftest import write_model
 
@@ -70,3 +71,8 @@ def test_without_matplotlib_the_extra_is_named_before_any_work(run, tmp_path, mo
     result = run("demo", "-o", tmp_path / "out")
     assert (result.code, list(tmp_path.iterdir())) == (2, [])
     assert result.err == "error: plots need matplotlib; allowed: pip install 'unspool[plot]'\n"
+
+
+def test_results_that_cannot_be_written_are_one_line(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be written; found No such file"):
+        demo._write(tmp_path / "missing" / "results.json", {})

@@ -5,6 +5,7 @@ import torch
 
 from unspool.cli import bundled
 from unspool.cli.sampling import Sampling, choose, end_tokens, generate_tokens, stream_text
+from unspool.errors import EvaluationError
 from unspool.model.load import load_tokenizer
 
 WORDS = torch.tensor([0.0, 2.0, 1.0, -5.0])
@@ -27,6 +28,24 @@ class Counting(torch.nn.Module):
 
 def test_temperature_zero_takes_the_most_likely():
     assert drawn(5, temperature=0) == [1] * 5
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-40, 1e-20])
+def test_a_tiny_temperature_takes_the_most_likely(temperature):
+    assert drawn(5, temperature=temperature) == [1] * 5
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), -1.0])
+def test_what_is_no_temperature_is_refused(temperature):
+    with pytest.raises(EvaluationError, match="no temperature"):
+        Sampling(temperature=temperature)
+
+
+def test_a_seed_is_at_most_a_word(run, checkpoint):
+    options = ("generate", checkpoint, "--max-new-tokens", "1", "--seed")
+    assert run(*options, (1 << 32) - 1).code == 0
+    refused = run(*options, 1 << 80)
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
 
 
 def test_top_k_leaves_out_the_rest():

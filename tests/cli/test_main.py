@@ -105,6 +105,28 @@ def test_a_bug_ends_with_1_and_a_traceback(run, monkeypatch):
     assert "RuntimeError: a bug" in result.err
 
 
+def test_a_bug_under_json_is_one_json_object_too(run, monkeypatch):
+    def broken(name: str) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("unspool.spec.catalog.parse", broken)
+    result = run("formats", "show", "t2-e2m1", "--json")
+    assert result.code == 1
+    assert result.json == {"error": {"kind": "RuntimeError", "what": "a bug"}}
+
+
+def test_what_the_system_refuses_is_one_line_and_exit_code_2(run, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", "distortion.json")
+
+    monkeypatch.setattr("unspool.evaluate.gaussian.measure_all", full)
+    result = run("formats", "--measure")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: distortion.json: No space left on device\n"
+    described = run("formats", "--measure", "--json").json["error"]
+    assert (described["kind"], described["where"]) == ("OSError", "distortion.json")
+
+
 def test_the_console_script_exits_with_the_code(capsys):
     with pytest.raises(SystemExit) as ended:
         run(["formats", "show", "nothing"])

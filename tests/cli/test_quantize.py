@@ -71,17 +71,22 @@ def test_quantize_eval_and_generate_run_on_every_family(run, family, tmp_path, t
 
 def test_sizes_that_fit_no_tile_are_padded(run, tmp_path):
     model = write_model(tmp_path / "model", hidden_size=52, intermediate_size=37)
-    found = run("quantize", model, "-o", tmp_path / "out", "--format", "m2-e4m3", "--json").json
+    found = run("quantize", model, "-o", tmp_path / "out", "--format", "m2-e4m3:h32", "--json").json
     assert {tuple(layer["shape"]) for layer in found["layers"]} >= {(37, 52), (52, 37)}
     assert verify(tmp_path / "out").bits_per_weight > 2
 
 
-def test_overwrite_replaces_a_folder(run, tiny, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").touch()
-    assert run("quantize", tiny, "-o", out, "--bits", "2", "--overwrite").code == 0
-    assert not (out / "old").exists()
+def test_overwrite_replaces_a_checkpoint(run, tiny, damaged):
+    (damaged / "old").touch()
+    assert run("quantize", tiny, "-o", damaged, "--bits", "2", "--overwrite").code == 0
+    assert not (damaged / "old").exists()
+
+
+def test_overwrite_leaves_other_folders_alone(run, tiny, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    result = run("quantize", tiny, "-o", tmp_path, "--bits", "2", "--overwrite")
+    _assert_refused(result, "only a checkpoint of unspool is overwritten")
+    assert (tmp_path / "thesis.tex").exists()
 
 
 @pytest.mark.parametrize(
@@ -151,11 +156,32 @@ def test_a_full_disk_leaves_nothing(run, tiny, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_model_itself_is_never_overwritten(run, tiny):
+def test_the_model_itself_is_never_overwritten(run, tiny, damaged):
     before = sorted(path.name for path in tiny.iterdir())
     result = run("quantize", tiny, "-o", tiny, "--bits", "2", "--overwrite")
-    _assert_refused(result, "the output is the model itself")
+    _assert_refused(result, "only a checkpoint of unspool is overwritten")
     assert sorted(path.name for path in tiny.iterdir()) == before
+    inside = shutil.copytree(tiny, damaged / "inside")
+    for source in (damaged, inside):
+        result = run("quantize", source, "-o", damaged, "--bits", "2", "--overwrite")
+        _assert_refused(result, "the output is the model itself, or contains it")
+    assert inside.is_dir()
+
+
+def test_room_is_checked_before_any_work(run, tiny, tmp_path, monkeypatch):
+    def too_late(*arguments):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("unspool.model.load.load_model", too_late)
+    monkeypatch.setattr("unspool.checkpoint.write.os.access", lambda path, mode: False)
+    result = run("quantize", tiny, "-o", tmp_path / "new" / "out", "--bits", "2")
+    _assert_refused(result, "Permission denied")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rotation_larger_than_the_layers_names_sizes_that_fit(run):
+    result = run("quantize", "demo", "--format", "t2-e2m1:h4096", "--dry-run")
+    _assert_refused(result, "k a multiple of 4096; or a smaller rotation, e.g. t2-e2m1:h")
 
 
 def test_shards_are_as_small_as_asked(run, tiny, tmp_path):

@@ -14,8 +14,8 @@ from unspool.errors import EvaluationError
 from unspool.evaluate.divergence import evaluate_models, kl_divergence
 from unspool.evaluate.perplexity import (
     POSITIONS,
+    convention,
     default_window,
-    perplexity,
     tokenize,
     windows,
 )
@@ -46,13 +46,18 @@ def some_tokens(count: int, vocabulary: int = 11) -> torch.Tensor:
     return torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(9))
 
 
+def perplexity(model: nn.Module, tokens: torch.Tensor, window: int, **options) -> float:
+    (row,) = evaluate_models({"model": model}, None, tokens, window, **options)
+    return row.perplexity
+
+
 def log_probabilities(table: torch.Tensor) -> np.ndarray:
     rows = table.numpy().astype(np.float64)
     return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
 
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
-    found, _ = perplexity(Bigram(torch.zeros(11, 11)), some_tokens(100), 10)
+    found = perplexity(Bigram(torch.zeros(11, 11)), some_tokens(100), 10)
     assert found == pytest.approx(11, rel=1e-6)
 
 
@@ -64,13 +69,13 @@ def test_windows_do_not_overlap_and_the_rest_is_dropped():
 
 def test_every_token_but_the_first_of_a_window_is_predicted():
     table, tokens = some_table(0), some_tokens(3 * 600 + 5)
-    found, sentence = perplexity(Bigram(table), tokens, 600)
+    found = perplexity(Bigram(table), tokens, 600)
     assert POSITIONS < 600
     logp = log_probabilities(table)
     cut = tokens[:1800].reshape(3, 600).numpy()
     expected = np.exp(-np.mean(logp[cut[:, :-1], cut[:, 1:]]))
     assert found == pytest.approx(expected, rel=1e-6)
-    assert "windows of 600 tokens, 599 predictions" in sentence
+    assert "windows of 600 tokens, 599 predictions" in convention(600)
 
 
 def test_the_window_is_2048_or_what_the_model_takes():
@@ -125,7 +130,7 @@ def test_rows_compare_every_model_with_the_baseline():
         assert rows[name].top1 == agreed
         assert rows[name].tokens == 3 * 399
         assert rows[name].perplexity == pytest.approx(
-            perplexity(models[name], tokens, 400)[0], rel=1e-9
+            perplexity(models[name], tokens, 400), rel=1e-9
         )
     assert rows["same"].kl == rows["baseline"].kl == 0
     assert rows["same"].top1 == 1
@@ -149,7 +154,7 @@ def test_without_a_baseline_there_is_no_divergence():
 
 def test_half_precision_logits_are_summed_in_double():
     model = Bigram(torch.zeros(11, 11), dtype=torch.bfloat16)
-    assert exp(log(perplexity(model, some_tokens(5000), 50)[0])) == pytest.approx(11, rel=1e-6)
+    assert exp(log(perplexity(model, some_tokens(5000), 50))) == pytest.approx(11, rel=1e-6)
 
 
 def test_speed_counts_prompt_and_decoded_tokens():

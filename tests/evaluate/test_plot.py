@@ -27,3 +27,8 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     with pytest.raises(EvaluationError, match=r"unspool\[plot\]"):
         plot_divergence(POINTS, "A title", tmp_path / "plot.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_ours(tmp_path):
+    with pytest.raises(EvaluationError, match="the plot cannot be written; found No such file"):
+        plot_divergence([], "nothing", tmp_path / "missing" / "plot.png")

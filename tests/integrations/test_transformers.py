@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -261,4 +262,37 @@ def test_a_model_larger_than_its_checkpoint(broken, heard):
 def test_code_beside_a_checkpoint_is_never_run(broken):
     edit_config(broken, lambda c: c.update(auto_map={"AutoModelForCausalLM": "evil.Model"}))
     with pytest.raises(ModelError, match="never run"):
+        unspool.load(broken)
+
+
+@pytest.fixture(scope="module")
+def saved_fp8(tmp_path_factory) -> Path:
+    model = new_model(CONFIGS["mistral"])
+    unspool.quantize(model, "fp8-e4m3")
+    return unspool.save(model, tmp_path_factory.mktemp("saved") / "out")
+
+
+@pytest.mark.parametrize("load", [unspool.load, AutoModelForCausalLM.from_pretrained])
+def test_a_code_that_is_no_number_is_refused_by_every_way(saved_fp8, tmp_path, load):
+    broken = Path(shutil.copytree(saved_fp8, tmp_path / "broken"))
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight_codes"][0, 0, 0] = 0x7F  # NaN in E4M3
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers.1.mlp.up_proj tile \[0, 0\].*not finite"):
+        load(broken)
+
+
+def test_a_dense_tensor_of_another_shape(broken, heard):
+    heard.append("MISMATCH")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = torch.zeros(3, dtype=torch.bfloat16)
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"mismatched keys; found model\.norm\.weight$"):
+        unspool.load(broken)
+
+
+@pytest.mark.parametrize("values", [{"model_type": "no-such-type"}, {"hidden_size": "x"}])
+def test_a_configuration_that_makes_no_sense(broken, values):
+    edit_config(broken, lambda c: c.update(values))
+    with pytest.raises(CheckpointError, match="not a model that can be loaded"):
         unspool.load(broken)

@@ -133,3 +133,20 @@ def test_gradients_are_refused_only_when_asked_for():
 def test_it_says_what_it_is():
     layer = QuantizedLinear.from_matrix(some_matrix("int4", 128, 128))
     assert "format=int4, bits_per_weight=4.127, bytes=8452" in repr(layer)
+
+
+def test_a_buffer_edited_in_place_is_seen():
+    layer, x = QuantizedLinear.from_matrix(some_matrix("nvfp4", 16, 32)), some_input(2, 32)
+    y = layer(x)
+    layer.weight_tensor_scale.copy_((2 * layer.weight_tensor_scale.view(torch.float32)).view(
+        layer.weight_tensor_scale.dtype
+    ))  # fmt: skip
+    assert torch.equal(layer(x), 2 * y)
+
+
+def test_a_layer_made_in_inference_mode_runs():
+    with torch.inference_mode():
+        layer = QuantizedLinear.from_matrix(some_matrix("nvfp4", 16, 32))
+        empty = QuantizedLinear(layer.format, 32, 16)
+        empty.load_state_dict(layer.state_dict())
+        assert torch.equal(empty(some_input(2, 32)), layer(some_input(2, 32)))

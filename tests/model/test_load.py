@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import unspool
 from unspool.errors import ModelError
-from unspool.model.load import load_model, load_tokenizer
+from unspool.model import shards
+from unspool.model.load import QUANT_METHOD, empty_model, load_model, load_tokenizer
 
 DEMO = Path(str(resources.files("unspool") / "data" / "demo-model"))
 
@@ -94,3 +96,52 @@ def test_an_unknown_architecture(folder):
     set_config(folder, model_type="no-such-type", architectures=["NoSuch"])
     with pytest.raises(ModelError, match="not a model that can be loaded"):
         unspool.load(folder)
+
+
+def change_tensors(folder: Path, change) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_model_with_a_tensor_missing_is_not_filled_up_at_random(folder):
+    change_tensors(folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ModelError, match=r"missing keys; found model.layers.1.mlp.up_proj.weight"):
+        load_model(folder)
+
+
+def test_a_tensor_of_another_shape_is_named(folder):
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(8, 8)}))
+    with pytest.raises(ModelError, match=rf"mismatched keys; found {name}$"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("values", [{"hidden_size": "x"}, {"num_attention_heads": 0}])
+def test_a_configuration_that_makes_no_sense(folder, values):
+    set_config(folder, **values)
+    for load in (load_model, empty_model):
+        with pytest.raises(ModelError, match="not a model that can be loaded"):
+            load(folder)
+
+
+def test_a_checkpoint_is_no_dense_model(folder):
+    set_config(folder, quantization_config={"quant_method": QUANT_METHOD})
+    for load in (load_model, empty_model):
+        with pytest.raises(ModelError, match="quantized already"):
+            load(folder)
+
+
+def test_a_path_too_long_is_an_error_of_ours():
+    with pytest.raises(ModelError, match=r"cannot be read|no such folder"):
+        unspool.load("x" * 5000)
+
+
+def test_a_shard_that_cannot_be_read(folder, monkeypatch):
+    def refused(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shards, "_header_text", refused)
+    with pytest.raises(ModelError, match=r"model.safetensors: cannot be read; found Permission"):
+        load_model(folder)

@@ -162,3 +162,32 @@ def test_fused_experts_are_named_with_their_bytes():
     fresh = nn.ModuleDict({"q": nn.Linear(8, 8), "experts": model["experts"]})
     with pytest.raises(ModelError, match="2,048 bytes"):
         swap.quantize(fresh, "int8", strict=True)
+
+
+def test_a_rotation_far_larger_than_a_layer_is_refused_with_sizes_that_fit(model):
+    with pytest.raises(WeightError) as refused:
+        selection.plan(model, "t2-e2m1:h4096")
+    assert "layers.0.0.q_proj" in str(refused.value)
+    assert "64 x 64 weights, padded to 64 x 4096" in str(refused.value)
+    assert "k a multiple of 4096; or a smaller rotation, e.g. t2-e2m1:h64" in str(refused.value)
+    assert selection.plan(model, "t2-e2m1:h64")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "fits"),
+    [
+        ("t2-e2m1:h128", (64, 96), True),  # a third more
+        ("t2-e2m1:h128", (64, 64), True),  # twice as much, just
+        ("t2-e2m1:h128", (64, 40), False),
+        ("t2-e2m1:h128", (64, 129), True),  # above the unit: at most twice
+        ("t2-e2m1:h128-out", (8, 1024), False),
+        ("t2-e2m1:raw", (1, 1), True),  # whole tiles are always allowed
+        ("int8:h2", (1, 2), True),
+    ],
+)
+def test_padding_up_to_twice_the_weight_is_allowed(name, shape, fits):
+    if fits:
+        selection.check_fit(parse(name), shape, "q")
+    else:
+        with pytest.raises(WeightError, match=r"q: .*does not fit.*e\.g\. .*:h8"):
+            selection.check_fit(parse(name), shape, "q")

@@ -17,9 +17,9 @@ from typing import Any
 
 import unspool
 from unspool.errors import CheckpointError, DeclarationError
+from unspool.model.load import QUANT_METHOD
 from unspool.spec.format import Format
 
-QUANT_METHOD = "unspool"
 FORMAT_VERSION = 1
 
 SIZE_LIMIT = 1 << 31

@@ -10,10 +10,8 @@ from typing import Any
 from unspool.checkpoint.manifest import Layer, Manifest, parse
 from unspool.errors import CheckpointError
 from unspool.model.layout import BUFFERS, STORED_DTYPE, as_arrays, stored_shapes
-from unspool.model.shards import StoredTensor, read_folder, read_json
+from unspool.model.shards import CONFIG, StoredTensor, read_folder, read_json
 from unspool.pack.matrix import CodedMatrix, coded_matrix
-
-CONFIG = "config.json"
 
 ROWS = 64
 """Rows of tiles whose states are checked at a time."""

@@ -82,9 +82,17 @@ def payloads(model: Any) -> dict[str, Payload]:
 
 
 def copied_files(source: Path) -> dict[str, bytes]:
-    """The small files of the original model's folder that a checkpoint keeps."""
+    """The small files of the original model's folder that a checkpoint keeps.
+
+    Raises CheckpointError where one cannot be read.
+    """
     found = {path for pattern in COPIED for path in source.glob(pattern) if path.is_file()}
-    return {path.name: path.read_bytes() for path in sorted(found)}
+    try:
+        return {path.name: path.read_bytes() for path in sorted(found)}
+    except OSError as error:
+        raise CheckpointError(
+            "cannot be read", where=str(error.filename), found=error.strerror
+        ) from error
 
 
 def _payload(name: str, tensor: torch.Tensor) -> Payload:

@@ -1,7 +1,9 @@
 """Write a checkpoint: into a folder beside its place, flushed to the disk, renamed at the end.
 
-A reader sees the whole checkpoint or none of it, whatever happens in between: a crash leaves at
-most a `.NAME.partial-*` folder, every error removes that too.
+A reader sees the whole checkpoint or none of it, whatever happens in between. An error or an
+interrupt leaves nothing behind, and an old checkpoint as it was. A hard crash (power, kill) leaves
+at most a `.NAME.partial-*` folder; between the two renames that replace an old checkpoint, it
+leaves that one whole as `.NAME.replaced-*` and nothing at its place.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
@@ -21,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from unspool.errors import CheckpointError
-from unspool.model.shards import INDEX, ITEM_BYTES, WEIGHTS, header_bytes
+from unspool.model.load import is_checkpoint
+from unspool.model.shards import CONFIG, INDEX, ITEM_BYTES, WEIGHTS, header_bytes, read_json
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Bytes of a shard; what hubs and slow connections like."""
@@ -47,16 +50,32 @@ class Payload:
 
 
 def check_output(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """The output folder; raises CheckpointError if something is there. Call it before long work."""
+    """The output folder; raises CheckpointError if something is there. Call it before long work.
+
+    With `overwrite` an empty folder and a checkpoint of ours may be there, nothing else.
+    """
     folder = Path(folder)
-    if folder.is_symlink() or folder.exists():
-        if not overwrite:
-            raise CheckpointError(
-                "the output exists", where=str(folder), allowed="a new folder, or overwrite"
-            )
-        if not folder.is_dir():
-            raise CheckpointError("the output is not a folder", where=str(folder))
+    try:
+        folder.lstat()  # unlike exists, it tells a path too long from one that is free
+        _check_replaceable(folder, overwrite)
+    except FileNotFoundError:
+        return folder
+    except OSError as error:
+        raise CheckpointError(
+            "cannot be written", where=str(folder), found=error.strerror
+        ) from error
     return folder
+
+
+def check_room(folder: Path, nbytes: int) -> None:
+    """Raises CheckpointError unless that many bytes can be written there, as things are now."""
+    try:
+        parent = _nearest(folder)
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        _check_space(folder, nbytes)
+    except OSError as error:
+        raise _explained(error, folder, nbytes) from error
 
 
 def write_checkpoint(
@@ -79,7 +98,7 @@ def write_checkpoint(
             _write_shard(stage / name, members)
         if len(shards) > 1:
             _write(stage / INDEX, _json(_index(shards)))
-        for name, content in {**(files or {}), "config.json": _json(config)}.items():
+        for name, content in {**(files or {}), CONFIG: _json(config)}.items():
             _write(stage / name, content)
     return folder
 
@@ -110,7 +129,9 @@ def split(tensors: Mapping[str, Payload], limit: int) -> dict[str, dict[str, Pay
 def _staged(folder: Path, nbytes: int) -> Iterator[Path]:
     """A folder beside `folder` that takes its place when the block ends, or vanishes."""
     stage: Path | None = None
+    created: list[Path] = []
     try:
+        created += [parent for parent in folder.parents if not parent.exists()]
         folder.parent.mkdir(parents=True, exist_ok=True)
         _check_space(folder, nbytes)
         stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
@@ -119,29 +140,28 @@ def _staged(folder: Path, nbytes: int) -> Iterator[Path]:
         _sync(stage)
         _put_in_place(stage, folder)
     except OSError as error:
-        _remove(stage)
+        _remove(stage, created)
         raise _explained(error, folder, nbytes) from error
     except BaseException:
-        _remove(stage)
+        _remove(stage, created)
         raise
 
 
 def _put_in_place(stage: Path, folder: Path) -> None:
     """Renames the stage; an old folder steps aside first and comes back if that fails."""
     aside = stage.with_name(stage.name.replace(".partial-", ".replaced-"))
-    replaces = folder.exists()
-    if replaces:
-        folder.rename(aside)
     try:
+        if folder.exists():
+            folder.rename(aside)
         stage.rename(folder)
-    except OSError:
-        if replaces:
+        # In place and whole: what goes wrong from here on is no failure to write it.
+        with suppress(OSError):
+            _sync(folder.parent)
+    finally:
+        # An interrupt may come before, between or after the renames: what is there decides.
+        if aside.exists() and not folder.exists():
             aside.rename(folder)
-        raise
-    # The checkpoint is in place and whole: what goes wrong from here on is no failure to write it.
-    with suppress(OSError):
-        _sync(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_shard(path: Path, tensors: Mapping[str, Payload]) -> None:
@@ -175,15 +195,38 @@ def _json(data: Mapping[str, Any]) -> bytes:
     return (json.dumps(data, indent=2) + "\n").encode()
 
 
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise CheckpointError(
+            "the output exists", where=str(folder), allowed="a new folder, or overwrite"
+        )
+    if not folder.is_dir():
+        raise CheckpointError("the output is not a folder", where=str(folder))
+    if not any(folder.iterdir()):
+        return
+    if not (folder / CONFIG).is_file() or not is_checkpoint(read_json(folder / CONFIG)):
+        raise CheckpointError(
+            "only a checkpoint of unspool is overwritten",
+            where=str(folder),
+            found="a folder with other files",
+            allowed="a new or empty folder, or a checkpoint to replace",
+        )
+
+
+def _nearest(folder: Path) -> Path:
+    """The parent that exists already."""
+    return next(parent for parent in folder.absolute().parents if parent.exists())
+
+
 def _check_space(folder: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(folder.parent).free
+    free = shutil.disk_usage(_nearest(folder)).free
     if nbytes > free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _explained(error: OSError, folder: Path, nbytes: int) -> CheckpointError:
     if error.errno in _FULL:
-        free = shutil.disk_usage(folder.parent).free
+        free = shutil.disk_usage(_nearest(folder)).free
         return CheckpointError(
             "no space left; nothing was written",
             where=str(folder),
@@ -204,9 +247,13 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _remove(stage: Path | None) -> None:
+def _remove(stage: Path | None, created: Sequence[Path]) -> None:
+    """Removes the stage and the folders above it that were made for it, the deepest first."""
     if stage is not None:
         shutil.rmtree(stage, ignore_errors=True)
+    for parent in created:
+        with suppress(OSError):
+            parent.rmdir()
 
 
 def _umask() -> int:

@@ -169,7 +169,10 @@ def _make_folder(out: Path) -> None:
 
 
 def _write(path: Path, found: Mapping[str, Any]) -> None:
-    path.write_text(json_text.dumps(plain(found), indent=2) + "\n", encoding="utf-8")
+    try:
+        path.write_text(json_text.dumps(plain(found), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError("cannot be written", where=str(path), found=error.strerror) from error
 
 
 def _show(found: Mapping[str, Any], out: Path) -> None:

@@ -10,7 +10,6 @@ import typer
 from unspool.cli.bundled import ModelPath, read_text, resolve
 from unspool.cli.terminal import (
     AsJson,
-    Progress,
     Quiet,
     byte_count,
     print_json,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unspool.evaluate.divergence import Row
+    from unspool.model.progress import Progress
 
 PROMPT_TOKENS = 128
 """Prompt of the speed measurement; less where the text is shorter."""

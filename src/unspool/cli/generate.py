@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PROMPT = "The :mod:`json` module"
 """In the style of the texts that the bundled model was trained on."""
 
+MAX_SEED = (1 << 32) - 1
+
 
 def generate(
     path: ModelPath,
@@ -25,7 +27,9 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0: the most likely token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Tokens to choose from; 0: all.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same text.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="The same seed, the same text.")
+    ] = 0,
     json: AsJson = False,
 ) -> None:
     """Generate text; it streams to stdout, tokens per second go to stderr at the end."""

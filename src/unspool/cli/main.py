@@ -93,11 +93,16 @@ def status(arguments: Sequence[str]) -> int:
         except USAGE_ERROR as error:
             message: str = getattr(error, "format_message", lambda: str(error))()
             return _refuse(message, {"kind": "UsageError", "what": message}, as_json)
+        except OSError as error:
+            return _refuse(*_system_error(error), as_json)
         except (KeyboardInterrupt, typer.Abort):
             terminal.say("interrupted")
             return INTERRUPTED
-        except Exception:  # noqa: BLE001 - the outermost frame: a bug is shown in full, exit 1
+        except Exception as error:  # noqa: BLE001 - the outermost frame: a bug is shown in full
             traceback.print_exc()
+            if as_json:
+                bug = {"kind": type(error).__name__, "what": str(error)}
+                terminal.print_json({"error": bug})
             return BUG
 
 
@@ -106,6 +111,13 @@ def _refuse(message: str, described: Mapping[str, Any], as_json: bool) -> int:
     if as_json:
         terminal.print_json({"error": described})
     return BAD_INPUT
+
+
+def _system_error(error: OSError) -> tuple[str, dict[str, Any]]:
+    """What the system refused, as a line and as data: a full disk, a folder that is not ours."""
+    what, where = error.strerror or str(error), str(error.filename or "")
+    line = f"{where}: {what}" if where else what
+    return line, {"kind": type(error).__name__, "what": what, "where": where}
 
 
 def _described(error: UnspoolError) -> dict[str, Any]:

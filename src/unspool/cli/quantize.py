@@ -44,8 +44,9 @@ def quantize(
         list[str] | None, typer.Option("--exclude", help="Not the layers that match.")
     ] = None,
     passes: Annotated[
-        int, typer.Option(min=2, help="Viterbi passes per ring; 4 cost twice as long as 2.")
-    ] = 2,
+        int | None,
+        typer.Option(min=2, help="Viterbi passes per ring; twice as many take twice as long."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
     shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
@@ -64,9 +65,9 @@ def quantize(
     if folder is None:
         found |= plan(source, body, selection)
     else:
-        options = {"overwrite": overwrite, "max_shard_bytes": limit}
         effort = {"passes": passes, "threads": threads}
-        found |= write(source, folder, body, {**selection, **effort}, options, quiet)
+        saving = {"overwrite": overwrite, "max_shard_bytes": limit}
+        found |= write(source, folder, body, selection, effort, saving, quiet)
     found |= {"out": folder, "seconds": time.perf_counter() - start}
     if json:
         print_json(found)
@@ -127,18 +128,25 @@ def write(
     source: str,
     folder: Path,
     fmt: Format,
-    options: dict[str, Any],
+    selection: dict[str, Any],
+    effort: dict[str, int | None],
     saving: dict[str, Any],
     quiet: bool,
 ) -> dict[str, Any]:
-    """Quantizes the model of a folder or hub id and saves it; the table of layers and the sizes."""
+    """Quantizes the model of a folder or hub id and saves it; the table of layers and the sizes.
+
+    Room for it is checked before the weights are read. An effort of None is the library's own.
+    """
     import unspool
+    from unspool.checkpoint.write import check_room
     from unspool.cli.sizes import sizes_of
     from unspool.model.load import load_model, locate
 
+    check_room(folder, plan(source, fmt, selection)["model_bytes"])
     model = load_model(source)
+    given = {name: value for name, value in effort.items() if value is not None}
     with progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
-        report = unspool.quantize(model, fmt, progress=advance, **options)
+        report = unspool.quantize(model, fmt, progress=advance, **selection, **given)
     unspool.save(model, folder, source=locate(source), **saving)
     layers = [vars(layer) for layer in report.layers]
     left_out = [vars(weight) for weight in report.left_out]
@@ -151,9 +159,11 @@ def _output(out: Path | None, source: str, overwrite: bool) -> Path:
 
     if out is None:
         raise CheckpointError("no output folder", allowed="-o FOLDER, or --dry-run")
-    if out.exists() and Path(source).exists() and out.resolve() == Path(source).resolve():
-        raise CheckpointError("the output is the model itself", where=str(out))
-    return check_output(out, overwrite=overwrite)
+    folder = check_output(out, overwrite=overwrite)
+    model = Path(source)
+    if model.is_dir() and model.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError("the output is the model itself, or contains it", where=str(out))
+    return folder
 
 
 def _planned(name: str, fmt: Format, model: nn.Module) -> dict[str, Any]:

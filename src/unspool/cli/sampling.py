@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from unspool.errors import EvaluationError
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -19,6 +21,12 @@ class Sampling:
     #: tokens to choose from, the most likely ones; 0: all
     top_k: int = 40
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:  # NaN compares with nothing
+            raise EvaluationError(
+                "no temperature", found=self.temperature, allowed="0 (the most likely) or more"
+            )
 
 
 def generate_tokens(
@@ -48,7 +56,8 @@ def choose(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) ->
         return int(logits.argmax())
     count = min(sampling.top_k or len(logits), len(logits))
     best, tokens = logits.topk(count)
-    shares = torch.softmax(best / sampling.temperature, -1)
+    # Largest first, and in double: a temperature of 1e-40 must not divide zero by zero.
+    shares = torch.softmax(((best - best[0]).double() / sampling.temperature).float(), -1)
     return int(tokens[torch.multinomial(shares, 1, generator=random)])
 
 

@@ -10,7 +10,7 @@ from unspool.cli.terminal import AsJson, Quiet, print_json, progress
 from unspool.errors import DeclarationError
 
 if TYPE_CHECKING:
-    from unspool.explore.train import Trained, Trellis
+    from unspool.explore.train import Effort, Trained, Trellis
     from unspool.spec.operand import Operand
 
 STEPS = 64
@@ -18,9 +18,6 @@ STEPS = 64
 
 STATE_BITS = 12
 """The largest table trained: 4,096 entries."""
-
-STARTS, ROUNDS = 48, 50
-"""Defaults; `explore.train.Effort` has the same."""
 
 DIGITS_PER_LINE = 80
 
@@ -30,8 +27,12 @@ def train(
     plain: Annotated[int, typer.Option(min=0, help="Plain bits per step.")] = 2,
     lanes: Annotated[int, typer.Option(min=1, max=2, help="Weights per step.")] = 1,
     operand: Annotated[str, typer.Option(help="What the entries are: E2M1, E2M3, ...")] = "E2M3",
-    starts: Annotated[int, typer.Option(min=1, help="Random tables to begin from.")] = STARTS,
-    rounds: Annotated[int, typer.Option(min=1, help="Lloyd rounds of each.")] = ROUNDS,
+    starts: Annotated[
+        int | None, typer.Option(min=1, help="Random tables; default as for the catalog.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Lloyd rounds of each table; likewise.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     quiet: Quiet = False,
     json: AsJson = False,
@@ -40,17 +41,18 @@ def train(
     from unspool.explore import train as trainer
 
     trellis, entries = _trellis(window, plain, lanes), _operand(operand)
-    effort = trainer.Effort(starts=starts, rounds=rounds)
+    given = {"starts": starts, "rounds": rounds}
+    effort = trainer.Effort(**{name: value for name, value in given.items() if value is not None})
     with progress("training", quiet=quiet) as advance:
         trained = trainer.train(
             trellis,
             entries,
             effort=effort,
             seed=seed,
-            progress=lambda start, mse: advance(start + 1, starts, f"best error {mse:.5f}"),
+            progress=lambda start, mse: advance(start + 1, effort.starts, f"best error {mse:.5f}"),
         )
     command = f"unspool train --window {window} --plain {plain} --lanes {lanes}"
-    command += f" --operand {entries.name}{_changed(starts=starts, rounds=rounds, seed=seed)}"
+    command += f" --operand {entries.name}{_changed(effort, seed)}"
     text = literal(trellis, entries, trained, command)
     if json:
         print_json(_described(text, trained, command))
@@ -107,10 +109,16 @@ def _operand(name: str) -> Operand:
     return OPERANDS[name.upper()]
 
 
-def _changed(**options: int) -> str:
+def _changed(effort: Effort, seed: int) -> str:
     """The options that are not at their defaults, as they stand on a command line."""
-    usual = {"starts": STARTS, "rounds": ROUNDS, "seed": 0}
-    return "".join(f" --{name} {value}" for name, value in options.items() if value != usual[name])
+    usual = type(effort)()
+    options = {
+        "starts": (effort.starts, usual.starts),
+        "rounds": (effort.rounds, usual.rounds),
+        "seed": (seed, 0),
+    }
+    changed = {name: value for name, (value, known) in options.items() if value != known}
+    return "".join(f" --{name} {value}" for name, value in changed.items())
 
 
 def _described(text: str, trained: Trained, command: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How far models are from a baseline: KL divergence and top-1 agreement, window by window.
+"""Perplexity of models, and their KL divergence and top-1 agreement with a baseline, by window.
 
 One pass runs the baseline once per window and every candidate on the same window; logits live for
 one window only.
@@ -15,7 +15,6 @@ from torch import nn
 
 from unspool.errors import EvaluationError
 from unspool.evaluate.perplexity import (
-    Progress,
     default_window,
     logits_of,
     losses,
@@ -23,6 +22,7 @@ from unspool.evaluate.perplexity import (
     to_perplexity,
     windows,
 )
+from unspool.model.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,8 @@ def evaluate_models(
 ) -> list[Row]:
     """One row per model, and one named "baseline" first if there is one.
 
-    Raises EvaluationError for a text shorter than a window, or a model named "baseline".
+    Raises EvaluationError for a text shorter than a window, a loss that is not a number, or a model
+    named "baseline".
     """
     if "baseline" in models:
         raise EvaluationError("the name is taken by the baseline", found="baseline")

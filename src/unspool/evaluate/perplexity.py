@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,9 +15,6 @@ DEFAULT_WINDOW = 2048
 
 POSITIONS = 256
 """Positions whose logits are float32 at a time: 128 MiB at a vocabulary of 128 k."""
-
-Progress = Callable[[int, int, str], None]
-"""Called with (windows done, windows in all, what comes next)."""
 
 
 def tokenize(text: str, tokenizer: Any) -> torch.Tensor:
@@ -58,31 +55,6 @@ def convention(window: int) -> str:
         f"exp of the mean negative log-likelihood per token; text joined and tokenized once, "
         f"non-overlapping windows of {window} tokens, {window - 1} predictions in each"
     )
-
-
-def perplexity(
-    model: nn.Module,
-    tokens: torch.Tensor,
-    window: int | None = None,
-    *,
-    max_tokens: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[float, str]:
-    """(perplexity, convention) of a causal model on token ids `[count]`.
-
-    Raises EvaluationError for a text shorter than a window, or a loss that is not a number.
-    """
-    window = window or default_window(model)
-    cut = windows(tokens, window, max_tokens)
-    loss = torch.zeros((), dtype=torch.float64)
-    for done, ids in enumerate(cut):
-        if progress is not None:
-            progress(done, len(cut), "perplexity")
-        logits = logits_of(model, ids)
-        for span, targets in spans(ids):
-            loss += losses(logits[span].float(), targets).double().sum()
-    mean = float(loss) / (cut.numel() - len(cut))
-    return to_perplexity(mean), convention(window)
 
 
 def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,8 @@ def check_matplotlib() -> None:
 def plot_divergence(points: Sequence[Point], title: str, path: str | Path) -> None:
     """Writes a PNG: KL divergence over bits per weight, logarithmic, every format labelled.
 
-    Points that agree exactly have no place on a logarithmic axis and are left out.
+    Points that agree exactly have no place on a logarithmic axis and are left out. Raises
+    EvaluationError without matplotlib, or where the file cannot be written.
     """
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -62,4 +63,9 @@ def plot_divergence(points: Sequence[Point], title: str, path: str | Path) -> No
     axes.set_ylabel("KL divergence from the original, nats per token")
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise EvaluationError(
+            "the plot cannot be written", where=str(path), found=error.strerror
+        ) from error

@@ -15,20 +15,28 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from unspool.checkpoint import manifest as manifests
-from unspool.checkpoint.manifest import QUANT_METHOD, Layer, Manifest
-from unspool.checkpoint.read import verify
-from unspool.errors import CheckpointError, ModelError
+from unspool.checkpoint.manifest import Layer, Manifest
+from unspool.checkpoint.read import open_checkpoint
+from unspool.errors import CheckpointError
 from unspool.model import swap
 from unspool.model.linear import QuantizedLinear
-from unspool.model.load import CONFIG, is_checkpoint, load_model, locate
-from unspool.model.shards import read_json
+from unspool.model.load import (
+    MISSING,
+    QUANT_METHOD,
+    check_folder,
+    is_checkpoint,
+    load_model,
+    locate,
+    whole_model,
+)
 from unspool.model.swap import Report
+from unspool.pack.matrix import check_arrays
 from unspool.spec.format import Format
 
 
@@ -72,6 +80,7 @@ class UnspoolQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
+        _check_numbers(model)
         if self.quantization_config.dequantize:
             self._dequantize(model, dtype=model.dtype)
         return model
@@ -102,27 +111,10 @@ def load(path: str | Path, *, dtype: str | torch.dtype = "auto") -> PreTrainedMo
     Raises CheckpointError and ModelError; never returns a model with weights missing.
     """
     folder = locate(path)
-    config = read_json(folder / CONFIG, ModelError) if (folder / CONFIG).is_file() else {}
-    if not is_checkpoint(config):
+    if not is_checkpoint(check_folder(folder)):
         return load_model(folder, dtype=dtype)
-    if "auto_map" in config:
-        raise ModelError("the model needs Python code, which is never run", where=str(folder))
-    verify(folder)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(problem):
-            raise CheckpointError(
-                f"the tensors are not those of the model: {problem.replace('_', ' ')}",
-                where=str(folder),
-                found=sorted(str(key) for key in info[problem])[:4],
-            )
-    return model.eval()
+    open_checkpoint(folder)  # headers against the manifest; the numbers are checked once loaded
+    return whole_model(folder, dtype, CheckpointError, (*MISSING, "unexpected_keys"))
 
 
 def quantize(model: nn.Module, fmt: Format | str, **options: Any) -> Report:
@@ -179,6 +171,17 @@ def _empty(model: PreTrainedModel, name: str, layer: Layer) -> QuantizedLinear:
     bias, device = linear.bias, linear.weight.device
     dtype = None if bias is None else bias.dtype
     return QuantizedLinear(layer.format, k, n, bias=bias is not None, device=device, dtype=dtype)
+
+
+def _check_numbers(model: PreTrainedModel) -> None:
+    """Raises CheckpointError for a code, scale or table that is no finite number.
+
+    Layers elsewhere than on the CPU, which nothing can run so far, are not looked at.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear) and layer.weight_codes.device.type == "cpu":
+            shape = (layer.out_features, layer.in_features)
+            check_arrays(layer.format, shape, layer.matrix().arrays, name)
 
 
 def _dense(layer: nn.Module, dtype: torch.dtype) -> nn.Linear:

@@ -109,7 +109,11 @@ class QuantizedLinear(nn.Module):
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _prepared(self, device: torch.device | None = None) -> Kernel:
-        """The kernel, made at first use and again after a buffer was replaced or moved."""
+        """The kernel, made at first use and again after a buffer was replaced, moved or edited.
+
+        Edits through numpy (`matrix().arrays`) and of tensors made in inference mode leave no
+        trace that torch keeps: the kernel may go on with what it has copied.
+        """
         stored = self._stored()
         codes = self.weight_codes
         if codes.device.type != "cpu" or (device is not None and device.type != "cpu"):
@@ -119,7 +123,7 @@ class QuantizedLinear(nn.Module):
                 found=f"weight on {codes.device}, activation on {device or codes.device}",
                 allowed="cpu",
             )
-        key = tuple(tensor.data_ptr() for tensor in stored.values())
+        key = tuple(place for tensor in stored.values() for place in _address(tensor))
         if self._kernel is None or self._kernel[0] != key:
             self._kernel = key, Kernel(self.matrix())
         return self._kernel[1]
@@ -137,6 +141,11 @@ class QuantizedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kernel": None}  # it holds addresses: not to be copied
+
+
+def _address(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where a tensor is, and how often it was written to since; inference tensors do not count."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 class _Multiply(torch.autograd.Function):

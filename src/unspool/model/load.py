@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unspool.errors import ModelError
-from unspool.model.shards import read_folder, read_json
+from unspool.errors import CheckpointError, ModelError, UnspoolError
+from unspool.model.shards import CONFIG, read_folder, read_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONFIG = "config.json"
 QUANT_METHOD = "unspool"
+"""What `quantization_config` in a checkpoint's configuration calls us."""
+
+MISSING = ("missing_keys", "mismatched_keys")
+"""Problems that leave weights random, as transformers reports them; tied tensors are not missing.
+Tensors that the model does not read are common in models of others."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 #: what a hub download takes: no pickles, no Python
@@ -24,23 +30,56 @@ _DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENS
 def load_model(source: str | Path, *, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
     """A causal language model on the CPU, in evaluation mode; `dtype="auto"` is the stored one.
 
-    Raises ModelError for a missing path, a folder that is no model, weights that are truncated or
-    no safetensors, and a model that needs code of its own.
+    Raises ModelError for a missing path, a folder that is no model, weights that are truncated,
+    missing, of another shape or no safetensors, and a model that needs code of its own.
     """
+    return whole_model(_dense_folder(source), dtype, ModelError, MISSING)
+
+
+def whole_model(
+    folder: Path, dtype: str | torch.dtype, error: type[UnspoolError], problems: Sequence[str]
+) -> PreTrainedModel:
+    """The causal model of a checked folder; raises `error` where transformers reports a problem."""
     from transformers import AutoModelForCausalLM
 
-    folder = locate(source)
-    config = check_folder(folder)
-    if is_checkpoint(config):
-        raise ModelError("quantized already", where=str(source), allowed="unspool.load reads it")
-    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise ModelError(
-            "not a model that can be loaded", where=str(source), found=str(error)
-        ) from error
+    with explained(folder, error):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+    for problem in problems:
+        # A mismatched key comes with its two shapes.
+        keys = sorted(key if isinstance(key, str) else key[0] for key in info.get(problem) or ())
+        if keys:
+            raise error(
+                f"the tensors are not those of the model: {problem.replace('_', ' ')}",
+                where=str(folder),
+                found=keys[:4],
+            )
     return model.eval()
+
+
+@contextmanager
+def explained(source: str | Path, error: type[UnspoolError]) -> Iterator[None]:
+    """Raises `error` for all that transformers raises where a configuration makes no sense."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+        *(OSError, RuntimeError, StrictDataclassError, SafetensorError),
+    ) as found:
+        raise error(
+            "not a model that can be loaded",
+            where=str(source),
+            found=str(found).strip() or type(found).__name__,
+        ) from found
 
 
 def empty_model(source: str | Path) -> PreTrainedModel:
@@ -48,16 +87,11 @@ def empty_model(source: str | Path) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = locate(source)
-    check_folder(folder)
-    try:
+    folder = _dense_folder(source)
+    with explained(folder, ModelError):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelError(
-            "not a model that can be loaded", where=str(source), found=str(error)
-        ) from error
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -92,9 +126,13 @@ def original_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def locate(source: str | Path) -> Path:
     """The folder of a model: the path itself, or where a hub id was downloaded to."""
     path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists():
+    try:
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except OSError as error:  # a path too long, or of a folder that may not be entered
+        raise ModelError("cannot be read", where=str(source), found=error.strerror) from error
+    if exists:
         raise ModelError("not a folder", where=str(source), allowed="a model's folder or a hub id")
     if not _HUB_ID.fullmatch(str(source)) or str(source).count("/") != 1:
         raise ModelError("no such folder", where=str(source))
@@ -102,7 +140,8 @@ def locate(source: str | Path) -> Path:
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """The configuration of a model's folder; raises ModelError unless it can be loaded safely."""
+    """The configuration of a model's folder; raises ModelError unless it can be loaded safely, and
+    CheckpointError for tensors of a checkpoint of ours that are not whole."""
     if not (folder / CONFIG).is_file():
         raise ModelError("not a model", where=str(folder), found=f"no {CONFIG}")
     config = read_json(folder / CONFIG, ModelError)
@@ -118,7 +157,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise ModelError(
             "the weights are pickles, which can run code", where=str(folder), allowed="safetensors"
         )
-    read_folder(folder, ModelError)
+    read_folder(folder, CheckpointError if is_checkpoint(config) else ModelError)
     return config
 
 
@@ -126,6 +165,14 @@ def is_checkpoint(config: dict[str, Any]) -> bool:
     """Whether a configuration is that of a checkpoint of ours."""
     declared = config.get("quantization_config")
     return isinstance(declared, dict) and declared.get("quant_method") == QUANT_METHOD
+
+
+def _dense_folder(source: str | Path) -> Path:
+    """The checked folder of a model that is not quantized by us; raises ModelError."""
+    folder = locate(source)
+    if is_checkpoint(check_folder(folder)):
+        raise ModelError("quantized already", where=str(source), allowed="unspool.load reads it")
+    return folder
 
 
 def _download(name: str) -> Path:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from unspool.errors import ModelError
+from unspool.errors import ModelError, WeightError
 from unspool.model.linear import QuantizedLinear
 from unspool.spec.catalog import parse
 from unspool.spec.format import Format
@@ -43,6 +43,8 @@ def plan(
     on the full name (`*.mlp.*`), or a regular expression searched in it (`re:layers\\.[0-3]\\.`).
     `include` keeps only layers that match one of its patterns, `exclude` drops those that match.
     `head` is the format of the output head, which otherwise stays as it is.
+
+    Raises ModelError where nothing is selected, WeightError where a format does not fit a layer.
     """
     body = _named(fmt)
     linears = linear_names(model)
@@ -56,7 +58,47 @@ def plan(
         chosen[head_name(model)] = _named(head)
     if not chosen:
         raise ModelError("nothing to quantize", found=_what_there_is(model, linears))
+    for name, each in chosen.items():
+        layer = model.get_submodule(name)
+        check_fit(each, (int(layer.out_features), int(layer.in_features)), name)
     return chosen
+
+
+def check_fit(fmt: Format, shape: tuple[int, int], where: str) -> None:
+    """Raises WeightError where rotation, parameters or blocks more than double an `[n, k]` weight.
+
+    Padding to whole tiles of the code does not count, nor sizes above the unit, which at most
+    double.
+    """
+    n, k = shape
+    rows, columns = fmt.padded(n, k)
+    tile_rows, tile_columns = fmt.code.tile
+    tiled = -(-n // tile_rows) * tile_rows * (-(-k // tile_columns) * tile_columns)
+    if rows * columns <= 2 * tiled or (n >= fmt.row_unit and k >= fmt.column_unit):
+        return
+    raise WeightError(
+        f"{fmt.name} does not fit the layer",
+        where=where,
+        found=f"{n} x {k} weights, padded to {rows} x {columns}",
+        allowed="; or ".join(_ways_to_fit(fmt, n, k)),
+    )
+
+
+def _ways_to_fit(fmt: Format, n: int, k: int) -> list[str]:
+    """Sizes that fit a format, a smaller rotation that fits the sizes, or leaving the layer out."""
+    tile_rows, tile_columns = fmt.code.tile
+    units = (("n", n, fmt.row_unit, tile_rows), ("k", k, fmt.column_unit, tile_columns))
+    sizes = [
+        f"{name} a multiple of {unit}" for name, size, unit, tile in units if size < unit > tile
+    ]
+    ways = [", ".join(sizes)]
+    rotation = fmt.rotation
+    sides = (k if rotation.input_size else 0) | (n if rotation.output_size else 0)
+    divisor = sides & -sides  # the largest power of two in every rotated size
+    if divisor < rotation.size:
+        smaller = replace(rotation, size=divisor if divisor > 1 else 0)
+        ways.append(f"a smaller rotation, e.g. {fmt.vary(rotation=smaller).name}")
+    return [*ways, "exclude the layer"]
 
 
 def linear_names(model: nn.Module) -> list[str]:

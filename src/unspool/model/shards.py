@@ -21,6 +21,7 @@ import numpy as np
 
 from unspool.errors import CheckpointError, UnspoolError
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -108,19 +109,17 @@ def shard_files(folder: Path, error: type[UnspoolError] = CheckpointError) -> li
 
 def read_header(file: Path, error: type[UnspoolError] = CheckpointError) -> dict[str, StoredTensor]:
     """The tensors of one file; raises `error` unless they cover its data without gap or overlap."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
-            raise error(
-                "not a safetensors file, or truncated", where=str(file), found=f"{size} bytes"
-            )
-        header = _parse(stream.read(length), str(file), error)
+    try:
+        size, text = _header_text(file, error)
+    except OSError as found:
+        raise error("cannot be read", where=str(file), found=found.strerror) from found
+    header = _parse(text, str(file), error)
     header.pop("__metadata__", None)
-    tensors, end = {}, 8 + length
+    tensors, data = {}, 8 + len(text)
+    end = data
     entries = {name: _entry(entry, f"{file.name}, {name}", error) for name, entry in header.items()}
     for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda e: e[1][2:]):
-        tensors[name] = StoredTensor(file=file, dtype=dtype, shape=shape, begin=8 + length + begin)
+        tensors[name] = StoredTensor(file=file, dtype=dtype, shape=shape, begin=data + begin)
         if tensors[name].begin != end or stop - begin != tensors[name].nbytes:
             raise error("offsets and sizes contradict each other", where=f"{file.name}, {name}")
         end += stop - begin
@@ -150,6 +149,18 @@ def read_json(file: Path, error: type[UnspoolError] = CheckpointError) -> dict[s
         raise error("cannot be read", where=str(file), found=found.strerror) from found
 
 
+def _header_text(file: Path, error: type[UnspoolError]) -> tuple[int, bytes]:
+    """(bytes of the file, the header's JSON); OSErrors pass."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
+            raise error(
+                "not a safetensors file, or truncated", where=str(file), found=f"{size} bytes"
+            )
+        return size, stream.read(length)
+
+
 def _parse(text: bytes, where: str, error: type[UnspoolError]) -> dict[str, Any]:
     try:
         data = json.loads(text)
@@ -164,11 +175,10 @@ def _entry(
     entry: object, where: str, error: type[UnspoolError]
 ) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype, shape, begin, end) of a header's entry."""
-    try:
-        assert isinstance(entry, dict)
-        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        assert dtype in ITEM_BYTES
-        assert all(type(size) is int and size >= 0 for size in (*shape, begin, end))
-    except (AssertionError, KeyError, TypeError, ValueError) as found:
-        raise error("a header entry makes no sense", where=where, found=str(entry)[:200]) from found
-    return dtype, tuple(shape), begin, end
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
+            dtype in ITEM_BYTES
+            and all(type(size) is int and size >= 0 for size in (*shape, begin, end))
+        ):
+            return dtype, tuple(shape), begin, end
+    raise error("a header entry makes no sense", where=where, found=str(entry)[:200])

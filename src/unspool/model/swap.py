@@ -21,12 +21,10 @@ from torch import nn
 from unspool.encode.encode import PASSES, encode
 from unspool.errors import ModelError, WeightError
 from unspool.model.linear import QuantizedLinear
+from unspool.model.progress import Progress
 from unspool.model.selection import LeftOut, fused_experts, plan, untie_head
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
-
-Progress = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, what comes next)."""
 
 ROWS = 1024
 """Rows of a weight compared at a time: bounds the float64 copies to 8 KiB per column."""
