@@ -143,12 +143,14 @@ def _checked(weight: np.ndarray, where: str) -> Float32[np.ndarray, "n k"]:
     weight = np.ascontiguousarray(weight, dtype=np.float32)
     if not np.isfinite(weight).all():
         row, column = (int(i) for i in np.argwhere(~np.isfinite(weight))[0])
-        raise WeightError(
-            "a weight is not finite",
-            where=f"{where} row {row}, column {column}".strip(),
-            found=float(weight[row, column]),
-        )
+        raise not_finite(float(weight[row, column]), row, column, where)
     return weight
+
+
+def not_finite(found: float, row: int, column: int, where: str) -> WeightError:
+    """The error of a weight that is NaN or infinite."""
+    place = f"{where} row {row}, column {column}".strip()
+    return WeightError("a weight is not finite", where=place, found=found)
 
 
 def _wanted(strip: np.ndarray, fmt: Format) -> Float32[np.ndarray, "rows blocks"]:

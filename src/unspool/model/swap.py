@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unspool.encode.encode import PASSES, encode
+from unspool.encode.encode import PASSES, encode, not_finite
 from unspool.errors import ModelError, WeightError
 from unspool.model.linear import QuantizedLinear
 from unspool.model.progress import Progress
@@ -129,11 +129,7 @@ def check_weight(weight: torch.Tensor, where: str) -> None:
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         row, column = (int(i) for i in (~finite).nonzero()[0])
-        raise WeightError(
-            "a weight is not finite",
-            where=f"{where} row {row}, column {column}",
-            found=float(weight[row, column]),
-        )
+        raise not_finite(float(weight[row, column]), row, column, where)
 
 
 def _quantized(
