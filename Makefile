@@ -26,8 +26,12 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Peers beside ours: make bench GGML=folder LLAMA_PYTHON=file (bench/peers/README.md)
 bench: setup
-	set -e; for name in encode matmul quality; do echo "== $$name"; $(BIN)/python bench/$$name.py; done
+	$(BIN)/python bench/encode.py
+	$(BIN)/python bench/matmul.py $(if $(GGML),--ggml $(GGML))
+	$(BIN)/python bench/quality.py
+	$(BIN)/python bench/model.py $(if $(LLAMA_PYTHON),--llama-python $(LLAMA_PYTHON))
 
 # Then: UNSPOOL_NATIVE=build/dev/_native.abi3.so
 native: $(VENV)/.tools

@@ -1,136 +1,137 @@
-"""Speed of products with coded weights: `python bench/matmul.py [--json [FILE]] [--rounds N] ...`.
+"""Speed of products with coded weights from main memory, beside other people's.
 
-Microseconds and stored bytes per second of y = x W^T, rotation of x included, for formats of the
-catalog, batches and thread counts. Cases take turns; median, lowest and highest time are kept. Each
-case has one matrix of random words, 4096 x 4096: at few bits it stays in a large L3 cache, so this
-measures decoding and arithmetic, not main memory. A dense float32 product in numpy runs beside.
+`python bench/matmul.py [--json [FILE]] [--ggml FOLDER] [--torch] [--onnxruntime] ...`. Everything
+runs in one process and takes turns; `unspool.evaluate.products` says what is measured and how.
+Peers are described in `peers/README.md`. Sizes come one after the other, each with its own turns.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from timing import facts, interleaved, parser, write
+from timing import facts, parser, write
 
 from unspool import native
 from unspool.evaluate.gaussian import gaussian
-from unspool.matmul.kernel import Kernel
-from unspool.pack.matrix import CodedMatrix, array_specs
-from unspool.spec.catalog import parse
+from unspool.evaluate.memory_speed import ReadMemory, last_cache, load_width
+from unspool.evaluate.products import FORMATS, CodedWeights, Weights, measure
 
-FORMATS = (
-    *("t1-e2m1", "t1.5-e2m1", "t2-e2m1", "t2.5-e2m3", "t3-e2m3", "t3.5-e2m3", "t4-e2m3"),
-    *("m2-e2m1", "mxfp4", "nvfp4", "int4", "lut-b", "fp8-e4m3", "int8"),
-)
-DENSE = "float32 (numpy)"
-SIZE = (4096, 4096)
-BATCHES = (1, 4, 16, 256)
+SIZES = ("4096x4096", "14336x4096", "4096x14336")
+BATCHES = (1, 4, 32, 512)
 
+TRIAL, SANE = (256, 512), 0.15
+"""Size and relative error of the products by which peers are checked. Torch's int4 is compared with
+the weight before it was rounded, and has 0.10."""
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A product to time, and what is known of it beforehand."""
-
-    name: str
-    bits_per_weight: float
-    m: int
-    threads: int
-    path: str
-    stored: int
-    run: Callable[[], object]
+Maker = Callable[[int, int], Weights]
+"""Makes the copies of a matrix from n and k."""
 
 
-def random_matrix(name: str) -> CodedMatrix:
-    """Random words; scales and parameters are finite positive numbers."""
-    rng, fmt, arrays = np.random.default_rng(0), parse(name), {}
-    for part, spec in array_specs(fmt, *SIZE).items():
-        low, top = {"codes": (0, 1 << 32), "tensor_scale": (1, 2)}.get(part, (96, 120))
-        arrays[part] = rng.integers(low, top, spec.shape, np.uint64).astype(spec.dtype)
-    if fmt.code.operand.name == "E4M3" and not fmt.code.memory:
-        arrays["codes"] &= np.uint32(0xBBBBBBBB)  # no NaN patterns
-    return CodedMatrix(format=fmt, shape=SIZE, **arrays)
+def makers(options: Any) -> list[Maker]:
+    """Everything that was asked for."""
+    how = {"target": options.target, "activations": options.activations, "hot": options.hot}
+    ours = [partial(CodedWeights, name, **how) for name in options.formats]
+    others = list(peers(options))
+    for make in others:
+        check(make)
+    return [*ours, *others]
 
 
-def cases(
-    names: list[str], batches: list[int], threads: list[int], targets: list[str | None]
-) -> Iterator[Case]:
-    """Every format, target, batch and thread count; then the dense product."""
-    inputs = {m: gaussian((m, SIZE[1]), seed=m) for m in batches}
-    for name in names:
-        matrix = random_matrix(name)
-        for kernel in (Kernel(matrix, target=target) for target in targets):
-            yield from (product(kernel, inputs[m], n) for m in batches for n in threads)
-    dense = gaussian(SIZE)
-    for m in batches:  # its threads are those of the BLAS library
-        yield Case(
-            name=DENSE,
-            bits_per_weight=32.0,
-            m=m,
-            threads=native.threads(None),
-            path="numpy",
-            stored=dense.nbytes,
-            run=lambda x=inputs[m]: x @ dense.T,
-        )
+def peers(options: Any) -> Iterator[Maker]:
+    """The peers that were asked for, all their formats or those that `--peer-formats` names."""
+    if options.torch:  # before ggml, so that one OpenMP runtime serves torch and us
+        from peers import pytorch
+
+        yield from chosen(options, pytorch.FORMATS, pytorch.TorchWeights)
+    if options.onnxruntime:
+        from peers import onnx_runtime
+
+        yield from chosen(options, onnx_runtime.FORMATS, onnx_runtime.OnnxWeights)
+    if options.ggml:
+        from peers.ggml import GgmlWeights
+        from peers.ggml_library import TYPES, Ggml
+
+        yield from chosen(options, TYPES, partial(GgmlWeights, Ggml(options.ggml)))
 
 
-def product(kernel: Kernel, x: np.ndarray, threads: int) -> Case:
-    """One product with a prepared layer, result memory included."""
-    fmt = kernel.matrix.format
-    return Case(
-        name=fmt.name,
-        bits_per_weight=round(fmt.bits_per_weight(*SIZE), 4),
-        m=len(x),
-        threads=threads,
-        path=kernel.choice(len(x)).path,
-        stored=kernel.matrix.nbytes,
-        run=lambda: kernel(x, threads=threads),
+def chosen(options: Any, formats: Iterable[str], make: Callable[..., Weights]) -> Iterator[Maker]:
+    for name in formats:
+        if not options.peer_formats or name in options.peer_formats:
+            yield partial(make, name, hot=options.hot)
+
+
+def check(make: Callable[..., Any]) -> None:
+    """Ends the program where a peer's product is not that of the weight it was given."""
+    weights, x = make(*TRIAL), gaussian((3, TRIAL[1]), seed=1)
+    expected = x @ weights.dense().T
+    error = np.linalg.norm(weights.result(x) - expected) / np.linalg.norm(expected)
+    if not error < SANE:
+        sys.exit(f"{weights.format} multiplies wrongly: a relative error of {error:.3f}")
+    weights.close()
+
+
+def show(row: dict[str, Any]) -> str:
+    """A row as one line."""
+    return (
+        f"{row['format']:22} {row['bits_per_weight']:6.3f} bits {row['n']:6} x {row['k']:<6}"
+        f" m {row['m']:3}  {row['threads']} threads  {row['path']:17} {row['us']:9.1f} us"
+        f" ({row['us_low']:.0f}, {row['us_quarter']:.0f} to {row['us_three_quarters']:.0f},"
+        f" {row['us_high']:.0f}; cpu {row['cpu_us']:.0f})  {row['gbps']:6.2f} GB/s"
+        f" {row['fraction_of_read']:6.1%} of {row['read_gbps']:.1f}  {row['gflops']:6.1f} GFLOP/s"
     )
 
 
-def row(case: Case, seconds: list[float]) -> dict[str, str | int | float]:
-    """The figures of one case; gbps are stored bytes of the weight per second, in 10^9."""
-    median = statistics.median(seconds)
-    return {
-        "format": case.name,
-        "bits_per_weight": case.bits_per_weight,
-        "n": SIZE[0],
-        "k": SIZE[1],
-        "m": case.m,
-        "threads": case.threads,
-        "path": case.path,
-        "us": round(median * 1e6, 1),
-        "us_low": round(min(seconds) * 1e6, 1),
-        "us_high": round(max(seconds) * 1e6, 1),
-        "gbps": round(case.stored / median / 1e9, 3),
-        "gflops": round(2 * SIZE[0] * SIZE[1] * case.m / median / 1e9, 2),
-    }
+def options() -> Any:
+    found = parser(__doc__, "matmul.json")
+    found.set_defaults(rounds=15)
+    found.add_argument("--formats", nargs="*", default=list(FORMATS))
+    found.add_argument("--sizes", nargs="*", default=list(SIZES), help="n x k: 4096x4096 ...")
+    found.add_argument("--batches", nargs="*", type=int, default=list(BATCHES))
+    found.add_argument("--threads", nargs="*", type=int)
+    found.add_argument("--target", help="default: the best one here")
+    found.add_argument("--activations", default="auto")
+    found.add_argument("--hot", action="store_true", help="one copy, which may stay in a cache")
+    found.add_argument("--ggml", type=Path, metavar="FOLDER", help="where its libraries are")
+    found.add_argument("--torch", action="store_true")
+    found.add_argument("--onnxruntime", action="store_true")
+    found.add_argument("--peer-formats", nargs="*", help="by name: Q2_K; default: all")
+    return found.parse_args()
+
+
+def measure_size(made: list[Weights], given: Any, memory: ReadMemory) -> list[dict[str, Any]]:
+    """The rows of one size, printed as well; the copies are given back."""
+    threads = given.threads or sorted({1, native.threads(None)})
+    rows = measure(made, given.batches, threads, rounds=given.rounds, read=memory)
+    for row in rows:
+        print(show(row), flush=True)
+    for weights in made:
+        weights.close()
+    return rows
 
 
 def main() -> None:
     """Prints the rows; with --json writes them too."""
-    options = parser(__doc__, "matmul.json")
-    options.add_argument("--batches", nargs="*", type=int, default=list(BATCHES))
-    options.add_argument("--targets", nargs="*", default=[None], help="default: the best one here")
-    chosen = options.parse_args()
+    given = options()
     if native.library() is None:
         sys.exit(f"no compiled library to measure: {native.why_not()}")
-    found = {**facts(), "rounds": chosen.rounds}
-    names = [n for n in FORMATS if not chosen.only or any(part in n for part in chosen.only)]
-    threads = sorted({1, native.threads(None)})
-    every = list(cases(names, chosen.batches, threads, chosen.targets))
-    seconds = interleaved([case.run for case in every], chosen.rounds)
-    rows = [row(case, seen) for case, seen in zip(every, seconds, strict=True)]
-    for r in rows:
-        print(
-            f"{r['format']:16} {r['bits_per_weight']:7.3f} bits  m {r['m']:4}  {r['threads']} "
-            f"threads  {r['path']:18} {r['us']:10.0f} us ({r['us_low']:.0f} to {r['us_high']:.0f})"
-            f"  {r['gbps']:6.2f} GB/s  {r['gflops']:6.1f} GFLOP/s"
-        )
-    write(chosen.json, found, rows)
+    found = {
+        **facts(),
+        "rounds": given.rounds,
+        "cold": not given.hot,
+        "last_cache_bytes": last_cache(),
+        "read_load_bytes": load_width(),
+    }
+    rows, memory = [], ReadMemory()
+    every = makers(given)
+    for size in given.sizes:
+        n, k = (int(part) for part in size.split("x"))
+        rows += measure_size([make(n, k) for make in every], given, memory)
+    write(given.json, found, rows)
 
 
 if __name__ == "__main__":

@@ -101,8 +101,11 @@ def test_the_kernel_decodes_the_same_bits_and_multiplies(matrix):
     kernel = Kernel(matrix)
     assert np.array_equal(kernel.decode(), reference.decode(matrix))
     x = np.random.default_rng(1).standard_normal((3, 128), dtype=np.float32)
+    # Activations are rounded to int8 with a scale per row and 128 columns; the rest is exact.
+    assert np.array_equal(kernel(x), Kernel(matrix, target="numpy")(x))
     # float32 sums of 128 products of a few units each: some 1e-6 each.
-    assert np.allclose(kernel(x), reference.matmul(x, matrix), atol=1e-4)
+    exact = Kernel(matrix, activations="float32")
+    assert np.allclose(exact(x), reference.matmul(x, matrix), atol=1e-4)
 
 
 def test_a_zero_row_decodes_to_exact_zeros(fmt, weight):

@@ -1,8 +1,9 @@
 """Every backend decodes every state of every format to the interpreter's bits.
 
 Decoding without multiplying is compared as operand bits and as float32 bits. What the products
-decode inside is compared through them: a row of the identity picks one column of the weight, and
-sums of one weight and zeros are exact (only the sign of zero is lost).
+decode inside is compared through them. With float32 activations a row of the identity picks one
+column of the weight, and sums of one weight and zeros are exact (only the sign of zero is lost).
+With int8 activations all bits are the definition's, which decodes by the interpreter.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import functools
 import numpy as np
 import pytest
 
-from unspool.decode.target import TWIN, why_not
+from unspool.decode.target import why_not
+from unspool.matmul.choose import PATHS, choose
+from unspool.matmul.integer import integer_product
 from unspool.matmul.kernel import Kernel
 from unspool.matmul.reference import decode_operands, decode_values
 from unspool.pack.matrix import CodedMatrix, array_specs
@@ -25,10 +28,11 @@ from unspool.spec.program import STATE, Instruction, Parameter, Program, Table
 from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
 
-TARGETS = [name for name in ("numpy", "portable", "avx2", "avx512", TWIN) if not why_not(name)]
+TARGETS = [name for name in PATHS if not why_not(name)]
 COLUMNS = 64
-FULLY_COVERED_BITS = 16
-"""20 bits would take 58 M weights; the kernels read them with the same code."""
+FULLY_COVERED_BITS, PARTLY_COVERED_BITS = 16, 13
+"""All states of 20 bits would take 58 M weights; the kernels read them with the same code. Our own
+coded formats stand for shapes, not for constants that somebody will use."""
 
 
 def own(name: str, planes: str, operand: Operand, scale: str = "row-fp16", **more) -> Format:
@@ -72,6 +76,19 @@ MULTIPLIED = Program(
     outputs=tuple(("word", 4 * lane) for lane in range(4)),
 )
 
+
+def two_bytes(selector: int, offsets: tuple[int, ...]) -> Program:
+    """Four nibbles of a product of a window's bytes, from where the offsets say."""
+    return Program(
+        instructions=(
+            Instruction("spread", "permute-bytes", (STATE, 0, selector)),
+            Instruction("product", "mul", ("spread", 0x9E3779B1)),
+            Instruction("word", "add", ("product", 0x7F4A7C15)),
+        ),
+        outputs=tuple(("word", offset) for offset in offsets),
+    )
+
+
 OWN = (
     own("three-planes", "4,1 3,2 2,2", E2M3, program=looked_up(9, E2M3)),
     own("two-rings", "3,1 4,1", E2M1, program=looked_up(7, E2M1)),
@@ -88,6 +105,21 @@ OWN = (
     own("blocks-of-8", "5,1 1,1", E2M1, "b8-e4m3", program=looked_up(6, E2M1)),
     own("blocks-of-48", "5,1 2,2", E2M3, "b48-fp16", program=looked_up(7, E2M3)),
     own("multiplied", "13,4", E2M1, program=MULTIPLIED, tile=(8, 16)),
+    own("two-bytes", "16,8", E2M1, program=two_bytes(0x0110, (28, 3, 0, 17)), tile=(8, 16)),
+    own("two-bytes-blocks", "16,8", E2M1, "b16-e4m3", program=two_bytes(0x1000, (0, 9, 18, 27)),
+        tile=(8, 16)),
+    own("two-bytes-tall", "16,8", E2M1, program=two_bytes(0x0101, (4, 8, 12, 16)), tile=(16, 8)),
+    own("plain-2", "2,2", E2M3, "b32-e8m0", program=looked_up(2, E2M3)),
+    own("plain-3", "3,3", INT8, "b64-fp16", program=looked_up(3, INT8)),
+    own("plain-5", "5,5", INT8, program=looked_up(5, INT8)),
+    own("plain-8", "8,8", INT8, "b16-e4m3", program=looked_up(8, INT8)),
+    own("plain-pairs", "4,4", E2M1, program=looked_up(4, E2M1, 2), tile=(8, 16)),
+    own("wide-levels", "5,1 2,2", INT8, "b8-e4m3", program=looked_up(7, INT8)),
+    own("wide-ring", "6,1", INT8, "b128-fp16", program=looked_up(6, INT8)),
+    own("wide-pairs", "4,1 2,2", INT8, program=looked_up(6, INT8, 2), tile=(8, 16)),
+    own("ring-of-7", "7,1", E2M3, program=looked_up(7, E2M3)),
+    own("bits-of-a-ring", "7,1 1,1", INT8, program=Program(outputs=((STATE, 0),))),
+    own("blocks-of-4", "5,1 1,1", E2M1, "b4-fp16", program=looked_up(6, E2M1)),
     own("no-scale", "8,8", INT8, "none", program=Program(outputs=((STATE, 0),))),
     own("tensor-levels", "4,4", E4M3, "tensor", program=parameter_code("tensor", None)),
     own("small-tiles", "4,4", E4M3, program=parameter_code("tile", (8, 8))),
@@ -95,14 +127,23 @@ OWN = (
     own("coded-levels", "4,1", E4M3, program=parameter_code("tile", (16, 32))),
 )  # fmt: skip
 
+OWN_CODES = {fmt.code.name for fmt in OWN}
 CASES = {fmt.name: fmt.vary(rotation=Rotation()) for fmt in (*FORMATS.values(), *OWN)}
+INTEGER = [name for name, fmt in CASES.items() if choose(fmt, "numpy").activations == "int8"]
+
+
+def covered_bits(fmt: Format) -> int:
+    """How many states a matrix has, as bits; all of them where that is as many as the code's."""
+    bits = fmt.code.state_bits
+    partly = bits > FULLY_COVERED_BITS or (fmt.code.name in OWN_CODES and fmt.code.memory)
+    return min(bits, PARTLY_COVERED_BITS) if partly else bits
 
 
 @functools.cache
 def covering(name: str) -> CodedMatrix:
-    """A matrix of random words in which every state of the format occurs."""
+    """A matrix of random words in which every state of the format occurs, or very many."""
     fmt = CASES[name]
-    bits = min(fmt.code.state_bits, FULLY_COVERED_BITS)
+    bits = covered_bits(fmt)
     steps = (1 << bits) * (bits + 6)  # each state is missed with probability e^-(bits + 6)
     columns = -(-COLUMNS // fmt.column_unit) * fmt.column_unit
     rows = max(3 * fmt.row_unit, -(-steps * fmt.code.lanes // columns))
@@ -126,13 +167,10 @@ def _quiet_specials():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_matrix_has_every_state(name):
+def test_the_matrix_has_every_state_or_very_many(name):
     fmt, matrix = CASES[name], covering(name)
     states = np.unique(unpack(matrix.codes, fmt.code))
-    if fmt.code.state_bits <= FULLY_COVERED_BITS:
-        assert len(states) == 1 << fmt.code.state_bits
-    else:
-        assert len(states) > 1 << FULLY_COVERED_BITS
+    assert len(states) >= 1 << covered_bits(fmt)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -148,19 +186,44 @@ def test_decoding_gives_the_interpreters_bits(name):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", CASES)
-def test_products_decode_the_interpreters_values(name, target):
+def test_products_with_float32_activations_decode_the_interpreters_values(name, target):
     matrix = finite(covering(name))
     columns = matrix.shape[1]
-    kernel = Kernel(matrix, target=target)
+    kernel = Kernel(matrix, target=target, activations="float32")
     expected = decode_values(matrix)
-    chosen = {kernel.choice(columns).path, kernel.choice(1).path}
-    if target == "numpy" or matrix.shape[0] * columns > 1 << 19:
-        chosen = {kernel.choice(columns).path}  # one row at a time would take seconds
-    for path in chosen:
-        rows = columns if path == kernel.choice(columns).path else 1
-        units = np.eye(columns, dtype=np.float32)
-        parts = [kernel(units[i : i + rows]) for i in range(0, columns, rows)]
-        assert same_floats(np.concatenate(parts).T, expected), path
+    units = np.eye(columns, dtype=np.float32)
+    assert same_floats(kernel(units).T, expected)
+    if expected.size <= 1 << 19:  # larger ones would take seconds
+        parts = [kernel(units[i : i + 1]) for i in range(columns)]
+        assert same_floats(np.concatenate(parts).T, expected)
+
+
+@functools.cache
+def defined(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Random activations, and what they are times the matrix by definition."""
+    matrix = finite(covering(name))
+    x = np.random.default_rng(6).standard_normal((7, matrix.shape[1])).astype(np.float32)
+    return x, integer_product(x, matrix)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", INTEGER)
+def test_products_with_int8_activations_are_the_definitions_bits(name, target):
+    matrix = finite(covering(name))
+    kernel = Kernel(matrix, target=target)
+    assert kernel.path == f"integer-{target}"
+    x, expected = defined(name)
+    for m in (1, 7):
+        assert np.array_equal(kernel(x[:m]).view(np.uint32), expected[:m].view(np.uint32)), m
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", INTEGER)
+def test_a_kernel_that_owns_its_codes_gives_them_back(name, target):
+    matrix = covering(name)
+    kernel = Kernel(matrix, target=target)
+    assert kernel.drop_codes() == kernel.owns_codes
+    assert np.array_equal(kernel.codes(), matrix.codes)
 
 
 def finite(matrix: CodedMatrix) -> CodedMatrix:

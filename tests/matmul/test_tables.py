@@ -6,19 +6,24 @@ import numpy as np
 import pytest
 
 from unspool.decode.interpret import state_values
-from unspool.matmul.kernel import Kernel
-from unspool.matmul.native_matrix import native_matrix
-from unspool.matmul.tables import WIDE_BYTES, int8_unit, levels
+from unspool.matmul.choose import choose
+from unspool.matmul.native_matrix import native_matrix, nibbles_of_a_product
+from unspool.matmul.tables import WIDE_BYTES, int8_unit, integer_levels, levels
 from unspool.pack.words import unpack
 from unspool.spec.catalog import FORMATS, parse
 
 TABULATED = [name for name, fmt in FORMATS.items() if not fmt.code.program.parameters]
+INTEGER = [name for name, fmt in FORMATS.items() if choose(fmt, "numpy").activations == "int8"]
 
 
-@pytest.mark.parametrize("name", TABULATED)
-def test_a_wide_entry_is_what_successive_steps_emit(name):
+@pytest.mark.parametrize(
+    ("name", "integer"), [*((n, False) for n in TABULATED), *((n, True) for n in INTEGER)]
+)
+def test_a_wide_entry_is_what_successive_steps_emit(name, integer):
     code = parse(name).code
-    found = levels(code)
+    found = levels(code, integer=integer)
+    if integer:
+        assert found.table.dtype == np.int8
     values = state_values(code)
     rng = np.random.default_rng(0)
     ring = unpack(rng.integers(0, 1 << 32, (1, code.words), np.uint64).astype(np.uint32), code)[0]
@@ -44,9 +49,11 @@ def test_a_wide_entry_is_what_successive_steps_emit(name):
         ([0.5, -6.0], 0.5),
         ([0.125, 7.5], 0.125),
         ([1.0, 127.0], 1.0),
+        ([1.0, -128.0], 1.0),
         ([2.0, -254.0], 2.0),
         ([0.0], 1.0),
-        ([1.0, 129.0], None),
+        ([1.0, 128.0], None),
+        ([1.0, -129.0], None),
         ([0.1], None),
         ([np.nan], None),
     ],
@@ -58,13 +65,28 @@ def test_the_int8_unit(values, unit):
         return
     scaled = np.array(values) / found
     assert (scaled == np.rint(scaled)).all()
-    assert np.abs(scaled).max() <= 127
+    assert scaled.min() >= -128
+    assert scaled.max() <= 127
     assert found >= unit
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "largest"),
+    [("mxfp4", 0.5, 12), ("t3-e2m3", 0.125, 60), ("int4", 1, 8), ("int8", 1, 128)],
+)
+def test_levels_are_small_integers(name, unit, largest):
+    found = integer_levels(parse(name).code)
+    assert (found.unit, found.largest) == (unit, largest)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in INTEGER])
+def test_other_codes_have_no_integer_levels(name):
+    assert integer_levels(parse(name).code) is None
 
 
 @pytest.mark.parametrize("name", ["t2-e2m1", "t3-e2m3", "mxfp4", "fp8-e4m3", "t2.5-e2m3"])
 def test_tables_of_small_codes_fit_half_the_first_cache(name):
-    assert levels(parse(name).code).table.nbytes <= WIDE_BYTES
+    assert levels(parse(name).code, integer=False).table.nbytes <= WIDE_BYTES
 
 
 def test_layers_share_tables_and_read_their_arrays_in_place(random_matrix):
@@ -76,18 +98,24 @@ def test_layers_share_tables_and_read_their_arrays_in_place(random_matrix):
     assert first.scale == matrices[0].scale.ctypes.data
 
 
+@pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_prepared_layer_adds_nothing_of_its_size(random_matrix, name):
+def test_what_the_library_reads_of_a_layer_is_its_arrays_and_tables(random_matrix, name, integer):
+    if integer and name not in INTEGER:
+        pytest.skip("no product with int8 activations")
     small, large = (random_matrix(name, n, 512) for n in (64, 512))
     sizes = [
-        sum(array.nbytes for array in native_matrix(matrix).keep) - matrix.nbytes
+        sum(array.nbytes for array in native_matrix(matrix, integer=integer).keep) - matrix.nbytes
         for matrix in (small, large)
     ]
     assert sizes[0] == sizes[1]
 
 
-def test_a_kernel_says_what_it_runs(random_matrix):
-    kernel = Kernel(random_matrix("t2-e2m1", 64, 256), target="portable")
-    assert kernel.target == "portable"
-    assert "forced by the caller" in kernel.why
-    assert kernel.choice(1).path == "panel-portable"
+@pytest.mark.parametrize("name", FORMATS)
+def test_only_a_product_of_two_bytes_is_multiplied_in_registers(name):
+    constants = nibbles_of_a_product(parse(name).code)
+    if name == "m2-e2m1":
+        spread, product, total = parse(name).code.program.instructions
+        assert constants == (spread.arguments[2], product.arguments[1], total.arguments[1])
+    else:
+        assert constants is None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unspool.errors import ModelError
+from unspool.matmul.kernel import Kernel
 from unspool.matmul.reference import decode, matmul
 from unspool.model.linear import QuantizedLinear
 from unspool.pack.matrix import CodedMatrix, array_specs, coded_matrix
@@ -34,13 +35,25 @@ def some_input(*shape: int) -> torch.Tensor:
 def test_the_product_is_the_reference_product(name):
     matrix = some_matrix(name, 40, 72)
     x, bias = some_input(3, 72), some_input(40)
-    y = QuantizedLinear.from_matrix(matrix, bias)(x)
+    layer = QuantizedLinear.from_matrix(matrix, bias)
+    layer.activations = "float32"
     expected = matmul(x.numpy(), matrix) + bias.numpy()
     # Float32 sums of k products: k roundings of at most 2^-24 of the sum of magnitudes, and a
     # rotation on either side adds log2 of its size.
     magnitude = np.abs(x.numpy()) @ np.abs(decode(matrix)).T + np.abs(bias.numpy())
     reach = np.linalg.norm(x.numpy(), axis=1)[:, None] * np.linalg.norm(decode(matrix), axis=1)
-    assert np.all(np.abs(y.numpy() - expected) <= (72 + 32) * 2.0**-24 * (magnitude + reach))
+    bound = (72 + 32) * 2.0**-24 * (magnitude + reach)
+    assert np.all(np.abs(layer(x).numpy() - expected) <= bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_product_is_the_kernels_and_the_bias_rounded_once(name, dtype):
+    matrix = some_matrix(name, 40, 72)
+    x, bias = some_input(3, 72).to(dtype), some_input(40)
+    y = QuantizedLinear.from_matrix(matrix, bias)(x)
+    inside = Kernel(matrix)(x.to(torch.float32).numpy()) + bias.numpy()
+    assert torch.equal(y, torch.from_numpy(inside).to(dtype))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
 from importlib import resources
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,76 +15,41 @@ from torch import nn
 from unspool.model.linear import QuantizedLinear
 from unspool.model.load import load_model
 from unspool.model.swap import quantize
-from unspool.spec.catalog import parse
 
 DEMO = str(resources.files("unspool") / "data" / "demo-model")
 LIMIT = 1.15
 """Resident bytes per stored byte."""
 
 
-def some_layer(name: str, n: int, k: int) -> QuantizedLinear:
-    """A layer of ones in bits, except for a tensor scale of 1.0."""
-    layer = QuantizedLinear(parse(name), k, n)
-    for buffer, tensor in layer.named_buffers():
-        tensor.fill_(0x3F800000 if buffer == "weight_tensor_scale" else 1)
-    return layer
+def coded(model: nn.Module) -> list[QuantizedLinear]:
+    return [module for module in model.modules() if isinstance(module, QuantizedLinear)]
 
 
-def resident_bytes(model: nn.Module) -> int:
-    """Bytes of all buffers of quantized layers and of all arrays that their kernels keep."""
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    buffers = [tensor.numpy() for layer in layers for tensor in layer.buffers()]
-    owned = {id(memory(array)): memory(array) for array in buffers}
-    for layer in layers:
-        assert layer._kernel is not None
-        for array in reachable_arrays(layer._kernel[1], set()):
-            owned[id(memory(array))] = memory(array)
-    distinct: dict[int, int] = {}
-    for array in owned.values():
-        address = array.__array_interface__["data"][0]
-        distinct[address] = max(distinct.get(address, 0), array.nbytes)
-    return sum(distinct.values())
-
-
-def memory(array: np.ndarray) -> np.ndarray:
-    """The array that owns the memory of a view."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
-def reachable_arrays(thing: object, seen: set[int]) -> list[np.ndarray]:
-    """Every array an object holds on to, however deep."""
-    if id(thing) in seen:
-        return []
-    seen.add(id(thing))
-    if isinstance(thing, np.ndarray):
-        return [thing]
-    names = [n for kind in type(thing).__mro__ for n in getattr(kind, "__slots__", ())]
-    parts = [getattr(thing, name, None) for name in names]
-    parts += list(getattr(thing, "__dict__", {}).values())
-    if isinstance(thing, dict):
-        parts += list(thing.values())
-    if isinstance(thing, list | tuple | set):
-        parts += list(thing)
-    return [array for part in parts for array in reachable_arrays(part, seen)]
-
-
-@pytest.mark.parametrize("name", ["t1-e2m1", "t2-e2m1", "t3-e2m3", "nvfp4", "lut-b", "int8"])
-def test_a_layer_keeps_its_stored_bytes_and_little_else(name):
-    layer = some_layer(name, 1024, 1024)
-    layer(torch.ones(1, 1024))
-    layer(torch.ones(9, 1024))
-    assert layer.nbytes == layer.matrix().nbytes
-    assert resident_bytes(layer) <= LIMIT * layer.nbytes
-
-
-def test_a_whole_model_keeps_its_stored_bytes_and_little_else():
+def test_codes_that_a_kernel_keeps_are_not_kept_twice():
     model = load_model(DEMO)
     report = quantize(model, "t2-e2m1")
     with torch.inference_mode():
         model(torch.arange(9)[None])
-    assert resident_bytes(model) <= LIMIT * report.bytes
+    assert all(layer._buffers["weight_codes"].is_meta for layer in coded(model))
+    assert sum(layer.nbytes for layer in coded(model)) == report.bytes
+
+
+def test_codes_come_back_for_whoever_asks():
+    model = load_model(DEMO)
+    quantize(model, "t3-e2m3")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.inference_mode():
+        y = model(torch.arange(9)[None]).logits
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    layer = coded(model)[0]
+    assert torch.equal(layer.weight_codes, before["model.layers.0.self_attn.q_proj.weight_codes"])
+    assert not layer._buffers["weight_codes"].is_meta
+    with torch.inference_mode():
+        assert torch.equal(model(torch.arange(9)[None]).logits, y)
+        assert torch.equal(copy.deepcopy(model)(torch.arange(9)[None]).logits, y)
+        assert torch.equal(model.to("cpu")(torch.arange(9)[None]).logits, y)
 
 
 # In a process of its own: after one small layer has paid for libraries, threads and shared tables,
@@ -118,10 +83,13 @@ print(json.dumps([status("VmRSS") - before, status("VmHWM") - before, large.nbyt
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self")
-def test_a_large_layer_costs_its_stored_bytes_and_no_dense_copy():
-    child = [sys.executable, "-c", MEMORY_PROBE, "t2-e2m1"]
+@pytest.mark.parametrize("name", ["t2-e2m1", "nvfp4", "lut-b"])
+def test_a_large_layer_costs_its_stored_bytes_and_no_dense_copy(name):
+    child = [sys.executable, "-c", MEMORY_PROBE, name]
     done = subprocess.run(child, capture_output=True, text=True, check=True)
     grown, peak, stored = json.loads(done.stdout)
-    # 16.8 MB stored, 268 MB dense. 2 MB: activations, allocator slack, thread stacks.
-    assert grown <= LIMIT * stored + (2 << 20)
-    assert peak <= LIMIT * stored + (8 << 20)
+    # 16.8 to 38 MB stored, 268 MB dense. 2 MB: activations, allocator slack, thread stacks; a
+    # kernel's own codes lie in whole pages of 2 MiB. For a moment there are the codes of one layer
+    # in both orders.
+    assert grown <= LIMIT * stored + (4 << 20)
+    assert peak <= (1 + LIMIT) * stored + (8 << 20)

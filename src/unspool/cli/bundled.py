@@ -22,6 +22,13 @@ ModelPath = Annotated[
     ),
 ]
 
+Activations = Annotated[
+    str,
+    typer.Option(
+        "--activations", help="What quantized layers round theirs to: auto, int8 or float32."
+    ),
+]
+
 
 def folder() -> Path:
     """The folder of the bundled model."""

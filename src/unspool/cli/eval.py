@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unspool.cli.bundled import ModelPath, read_text, resolve
+from unspool.cli.bundled import Activations, ModelPath, read_text, resolve
 from unspool.cli.terminal import (
     AsJson,
     Quiet,
@@ -42,6 +42,7 @@ def evaluate(
         int | None, typer.Option(min=2, help="Tokens; default 2048 or the model's limit.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the text.")] = None,
+    activations: Activations = "auto",
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> None:
@@ -50,7 +51,7 @@ def evaluate(
     from unspool.evaluate.perplexity import tokenize
 
     content = read_text(text, path, baseline)
-    model = unspool.load(resolve(path))
+    model = unspool.load(resolve(path), activations=activations)
     original = unspool.load(resolve(baseline)) if baseline is not None else None
     check_windows(window, model)
     if original is not None:
@@ -58,7 +59,7 @@ def evaluate(
     tokens = tokenize(content, unspool.load_tokenizer(resolve(path)))
     with progress("evaluating", quiet=quiet) as advance:
         found = measure(model, original, tokens, window, max_tokens, advance)
-    found = {"model": path, "baseline": baseline, **found}
+    found = {"model": path, "baseline": baseline, "activations": activations, **found}
     if json:
         print_json(found)
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unspool.cli.bundled import ModelPath, resolve
+from unspool.cli.bundled import Activations, ModelPath, resolve
 from unspool.cli.sampling import Sampling, generate_tokens, stream_text
 from unspool.cli.terminal import AsJson, print_json, say
 from unspool.errors import EvaluationError
@@ -30,12 +30,13 @@ def generate(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="The same seed, the same text.")
     ] = 0,
+    activations: Activations = "auto",
     json: AsJson = False,
 ) -> None:
     """Generate text; it streams to stdout, tokens per second go to stderr at the end."""
     import unspool
 
-    model = unspool.load(resolve(path))
+    model = unspool.load(resolve(path), activations=activations)
     tokenizer = unspool.load_tokenizer(resolve(path))
     ids = prompt_ids(prompt, tokenizer)
     sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)

@@ -15,7 +15,18 @@ from typing import Annotated, Any, TextIO
 import typer
 
 import unspool
-from unspool.cli import demo, eval, formats, generate, inspect, quantize, search, terminal, train
+from unspool.cli import (
+    bench,
+    demo,
+    eval,
+    formats,
+    generate,
+    inspect,
+    quantize,
+    search,
+    terminal,
+    train,
+)
 from unspool.errors import UnspoolError
 
 DONE, BUG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -52,6 +63,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(formats.app, name="formats")
+app.add_typer(bench.app, name="bench")
 for _name, _verb in VERBS.items():
     app.command(_name)(_verb)
 

@@ -21,21 +21,25 @@ ENVIRONMENT_VARIABLE = "UNSPOOL_TARGET"
 #: names of the bits of `unspool_cpu_features`, lowest first
 FEATURES = (
     "saved YMM", "saved ZMM", "AVX", "AVX2", "FMA", "F16C", "BMI1", "BMI2", "LZCNT", "MOVBE",
-    "AVX512F", "AVX512BW", "AVX512VL", "AVX512VBMI", "AVX512VNNI",
+    "AVX512F", "AVX512BW", "AVX512VL", "AVX512DQ", "AVX512VBMI", "AVX512VBMI2", "AVX512VNNI",
+    "ASIMDDP", "AVX512_BF16",
 )  # fmt: skip
 
 _V3 = ("saved YMM", "AVX", "AVX2", "FMA", "F16C", "BMI1", "BMI2", "LZCNT", "MOVBE")
+
+_AVX512 = tuple(name for name in FEATURES if name.startswith("AVX512") and "_" not in name)
 
 #: target -> what a processor and its operating system must have; the best last
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "numpy": (),
     "portable": (),
     "avx2": _V3,
-    "avx512": (*_V3, "saved ZMM", "AVX512F", "AVX512BW", "AVX512VL", "AVX512VBMI"),
+    "neon": ("ASIMDDP",),
+    "avx512": (*_V3, "saved ZMM", *_AVX512),
 }
 
-TWIN = "avx512-twin"
-"""The AVX-512 kernel against plain C++ stand-ins of its instructions: for tests, on any machine."""
+#: target -> its bit of `unspool_compiled_targets`
+_COMPILED = {"avx2": 0, "avx512": 1, "neon": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +67,10 @@ def why_not(name: str) -> str:
         return ""
     if library is None:
         return native.why_not()
-    if name in ("portable", TWIN):
+    if name == "portable":
         return ""
-    return missing(name, features(), compiled=bool(_bits(library, "unspool_compiled_targets")))
+    compiled = _bits(library, "unspool_compiled_targets") >> _COMPILED[name] & 1
+    return missing(name, features(), compiled=bool(compiled))
 
 
 def missing(name: str, found: frozenset[str], *, compiled: bool = True) -> str:
@@ -89,12 +94,11 @@ def target(forced: str | None = None) -> Target:
 
 
 def _forced(name: str, by: str) -> Target:
-    allowed = (*NEEDS, TWIN)
-    if name not in allowed:
-        raise UnspoolError("no such target", where=by, found=name, allowed=allowed)
+    if name not in NEEDS:
+        raise UnspoolError("no such target", where=by, found=name, allowed=tuple(NEEDS))
     reason = why_not(name)
     if reason:
-        able = [other for other in allowed if not why_not(other)]
+        able = [other for other in NEEDS if not why_not(other)]
         raise UnspoolError(f"cannot run here: {reason}", where=by, found=name, allowed=able)
     return Target(name=name, why=f"forced by {by}")
 

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "threads.hpp"
+#include "pool.hpp"
 
 namespace {
 
@@ -33,7 +33,7 @@ extern "C" __attribute__((visibility("default"))) int unspool_nearest(
     const float* thresholds, const uint32_t* states, std::size_t units, std::size_t values,
     const float* targets, std::size_t count, std::size_t threads, uint32_t* out) {
   const std::size_t chunks = (count + kChunk - 1) / kChunk;
-  unspool::parallel_for(units * chunks, threads, [&](std::size_t, std::size_t item) {
+  unspool::share(units * chunks, threads, [&](std::size_t, std::size_t item) {
     const std::size_t unit = item / chunks, first = item % chunks * kChunk;
     const std::size_t last = std::min(first + kChunk, count);
     const float* t = thresholds + unit * (values - 1);

@@ -11,8 +11,9 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <vector>
 
-#include "threads.hpp"
+#include "pool.hpp"
 
 namespace {
 
@@ -155,7 +156,7 @@ extern "C" __attribute__((visibility("default"))) int unspool_viterbi(
     std::vector<Scratch> scratch;
     for (size_t i = 0; i < std::max<size_t>(1, std::min(threads, groups)); ++i)
       scratch.push_back(allocate(job));
-    parallel_for(groups, scratch.size(), [&](size_t worker, size_t group) {
+    share(groups, scratch.size(), [&](size_t worker, size_t group) {
       encode_group(job, group * kRings, scratch[worker]);
     });
     for (const Scratch& s : scratch)

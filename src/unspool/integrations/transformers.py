@@ -35,18 +35,22 @@ from unspool.model.load import (
     locate,
     whole_model,
 )
+from unspool.model.siblings import join_siblings
 from unspool.model.swap import Report
 from unspool.pack.matrix import check_arrays
 from unspool.spec.format import Format
 
 
 class UnspoolConfig(QuantizationConfigMixin):
-    """`quantization_config` of a checkpoint. `UnspoolConfig(dequantize=True)`, passed to
-    `from_pretrained`, turns every quantized layer into a dense `nn.Linear` after loading."""
+    """`quantization_config` of a checkpoint. Passed to `from_pretrained`,
+    `UnspoolConfig(dequantize=True)` turns every quantized layer into a dense `nn.Linear` after
+    loading, and `UnspoolConfig(activations="float32")` keeps products from rounding theirs."""
 
-    def __init__(self, *, dequantize: bool = False, **declared: Any) -> None:
+    def __init__(
+        self, *, dequantize: bool = False, activations: str = "auto", **declared: Any
+    ) -> None:
         self.quant_method = QUANT_METHOD
-        self.dequantize = dequantize
+        self.dequantize, self.activations = dequantize, activations
         declared.setdefault("quant_method", QUANT_METHOD)
         self.manifest = manifests.parse(declared) if len(declared) > 1 else None
 
@@ -61,7 +65,7 @@ class UnspoolConfig(QuantizationConfigMixin):
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What `from_pretrained(quantization_config=...)` may change about a checkpoint."""
-        return {"dequantize": self.dequantize}
+        return {"dequantize": self.dequantize, "activations": self.activations}
 
 
 class UnspoolQuantizer(HfQuantizer):
@@ -83,6 +87,8 @@ class UnspoolQuantizer(HfQuantizer):
         _check_numbers(model)
         if self.quantization_config.dequantize:
             self._dequantize(model, dtype=model.dtype)
+        set_activations(model, self.quantization_config.activations)
+        join_siblings(model)
         return model
 
     def _dequantize(
@@ -104,9 +110,14 @@ class UnspoolQuantizer(HfQuantizer):
         return False
 
 
-def load(path: str | Path, *, dtype: str | torch.dtype = "auto") -> PreTrainedModel:
+def load(
+    path: str | Path, *, dtype: str | torch.dtype = "auto", activations: str = "auto"
+) -> PreTrainedModel:
     """A causal language model on the CPU, in evaluation mode: a checkpoint of ours, verified in
     full, or any other Hugging Face model as it is.
+
+    `activations` is what quantized layers round theirs to: "float32", "int8", or "auto" for int8
+    where the weights are exact in it (`matmul.choose`).
 
     Raises CheckpointError and ModelError; never returns a model with weights missing.
     """
@@ -114,7 +125,17 @@ def load(path: str | Path, *, dtype: str | torch.dtype = "auto") -> PreTrainedMo
     if not is_checkpoint(check_folder(folder)):
         return load_model(folder, dtype=dtype)
     open_checkpoint(folder)  # headers against the manifest; the numbers are checked once loaded
-    return whole_model(folder, dtype, CheckpointError, (*MISSING, "unexpected_keys"))
+    model = whole_model(folder, dtype, CheckpointError, (*MISSING, "unexpected_keys"))
+    set_activations(model, activations)
+    return model
+
+
+def set_activations(model: nn.Module, activations: str) -> None:
+    """Makes all quantized layers round their activations so; raises UnspoolError where one has no
+    such product."""
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear) and layer.activations != activations:
+            layer.activations = activations
 
 
 def quantize(model: nn.Module, fmt: Format | str, **options: Any) -> Report:

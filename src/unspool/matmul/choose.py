@@ -1,93 +1,125 @@
-"""Which kernel multiplies: a pure function of format, batch and target.
+"""Which kernel multiplies: a pure function of format, target and the activations asked for.
 
-numpy                 the slow twin, where there is no library or no table
-panel-portable        decodes panels of rows into the cache; any format, any machine
-panel-avx2            the same, compiled for x86-64-v3, with FMA
-look-up-avx2          one row of activations; tables of up to 128 int8 levels in registers
-look-up-avx512        the same with the instructions it was designed for. Compiled, and its source
-                      run through the twin; native execution is yet to be recorded
-look-up-avx512-twin   that kernel against plain C++ stand-ins of its instructions; for tests
+numpy               the slow twin, where there is no library or no table
+integer-TARGET      int8 activations (a scale per row and 128 columns) times int8 levels, summed
+                    exactly; the same bits on every target (`matmul.integer` is the definition).
+                    Codes of a few known shapes are decoded in registers, others by their table
+float-TARGET        float32 activations times weights decoded to float32; portable and avx2. With
+                    bf16 activations, these are rounded first
+pairs-TARGET        bf16 activations times bf16 levels, two at a time (VDPBF16PS): avx512 with BF16,
+                    and in plain C++ for comparison
 
-All but the portable panels use FMA in one order of additions and give the same bits.
+integer-avx512 is compiled and its source run through plain C++ stand-ins of its instructions
+(integer-portable is just that); native execution is yet to be recorded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unspool.decode.target import TWIN
-from unspool.matmul.tables import int8_unit, levels, why_no_entries
-from unspool.spec.code import Code
+from unspool.errors import UnspoolError
+from unspool.matmul.tables import integer_levels, why_no_entries
 from unspool.spec.format import Format
 
-#: path -> its number in the C++ library
-PATHS = {
-    "panel-portable": 0,
-    "panel-avx2": 1,
-    "look-up-avx2": 2,
-    "look-up-avx512": 3,
-    "look-up-avx512-twin": 4,
-}
+KINDS = {"integer": 1, "pairs": 3}
+"""Kinds of kernels as the C++ library numbers them (cpu/product.hpp)."""
 
-LOOK_UP_ROWS = 1
-"""Rows of activations up to which looking up anew for each is quicker than decoding into the cache.
+FLOAT_KINDS = {"float32": 0, "bf16": 2}
+"""Those of the float kernels, by what their activations are rounded to."""
 
-AVX2, 2048 x 4096, one thread, one and two rows: t2-e2m1 2.6 and 4.0 ms against 5.5 and 4.5 ms,
-t3-e2m3 3.1 and 6.2 against 4.8 and 5.6, mxfp4 2.9 and 5.9 against 4.0 and 4.7.
-"""
+#: target -> number of its kernels in the C++ library (cpu/features.hpp)
+PATHS = {"portable": 0, "avx2": 1, "avx512": 2, "neon": 3}
 
-LOOK_UP_BITS = 7
-"""VPERMI2B picks one of 128 bytes."""
+FLOAT_PATHS = {"portable": "portable", "avx2": "avx2", "avx512": "avx2", "neon": "portable"}
+"""The float kernels that a target runs."""
 
-LOOK_UP_STRIDES = ((1,), (1, 1), (1, 2), (1, 3), (1, 4), (2,), (3,), (4,))
-"""Strides of the planes that the look-up kernel was compiled for."""
+ACTIVATIONS = ("auto", "int8", "bf16", "float32")
+"""What a product rounds its activations to. auto: int8 where the weights are exact in int8, else
+bf16 where the machine multiplies that and the weights are exact in it, else float32."""
+
+BFLOAT16_BITS = 8
+"""Significant bits of a bf16 number, the hidden one included."""
+
+BLOCK = 128
+"""Columns that share the scale of an int8 activation."""
+
+CHUNK = 512
+"""Columns decoded at a time; whole tiles."""
+
+PAIR_CHUNK = 256
+"""The same for the product of pairs."""
+
+MOST_LANES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A path and the reason for it."""
+    """A path, the activations it rounds to, and the reason for it."""
 
     path: str
+    activations: str
     why: str
 
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """Path and kind as the C++ library numbers them."""
+        kind, _, target = self.path.partition("-")
+        return PATHS[target], KINDS.get(kind, FLOAT_KINDS.get(self.activations, 0))
 
-def choose(fmt: Format, m: int, target: str) -> Choice:
-    """The kernel for `m` rows of activations on a target of `decode.target`."""
-    if target == "numpy":
-        return Choice(path="numpy", why="no compiled library in use")
+
+def choose(fmt: Format, target: str, activations: str = "auto", *, pairs: bool = False) -> Choice:
+    """The kernel of a format on a target of `decode.target`; `pairs`: it has VDPBF16PS.
+
+    Raises UnspoolError for activations that do not exist, or int8 where the weights are not exact.
+    """
+    if activations not in ACTIVATIONS:
+        raise UnspoolError("no such activations", found=activations, allowed=ACTIVATIONS)
+    reason = why_not_integer(fmt)
+    if reason and activations == "int8":
+        raise UnspoolError(
+            f"no product with int8 activations: {reason}",
+            where=fmt.name,
+            found=activations,
+            allowed="auto, bf16, float32",
+        )
+    pairs = (pairs or target == "portable") and exact_in_bfloat16(fmt)
+    rounded = activations
+    if activations == "auto":
+        rounded = "int8" if not reason else "bf16" if pairs and target != "portable" else "float32"
     untabulated = why_no_entries(fmt.code)
-    if untabulated:
-        return Choice(path="numpy", why=untabulated)
-    if target == "portable":
-        return Choice(path="panel-portable", why="the only kernel of target portable")
-    panel = "panel-portable" if target == TWIN else "panel-avx2"
-    reason = f"{m} rows share a decode" if m > LOOK_UP_ROWS else why_no_look_up(fmt)
-    if reason:
-        return Choice(path=panel, why=f"not the look-up kernel: {reason}")
-    return Choice(path=f"look-up-{target}", why="one row, and a table that fits registers")
+    if target == "numpy" or untabulated:
+        why = untabulated or "no compiled library in use"
+        return Choice(path="numpy", activations=rounded, why=why)
+    if rounded == "int8":
+        return Choice(path=f"integer-{target}", activations=rounded, why="values exact in int8")
+    why = f"no integers: {reason}" if activations == "auto" else f"{rounded} was asked for"
+    if rounded == "bf16" and pairs:
+        return Choice(path=f"pairs-{target}", activations=rounded, why=why)
+    return Choice(path=f"float-{FLOAT_PATHS[target]}", activations=rounded, why=why)
 
 
-def why_no_look_up(fmt: Format) -> str:
-    """Why the look-up kernel does not fit a format; empty where it does."""
+def exact_in_bfloat16(fmt: Format) -> bool:
+    """Whether bf16 holds a format's values, and its tiles and blocks fit the product of pairs."""
+    operand, block = fmt.code.operand, fmt.scale.block or PAIR_CHUNK
+    significant = operand.bits if operand.integer else operand.mantissa_bits + 1
+    fits = PAIR_CHUNK % fmt.code.tile[1] == 0 and block % 2 == 0 and fmt.column_unit % 2 == 0
+    return significant <= BFLOAT16_BITS and fits
+
+
+def why_not_integer(fmt: Format) -> str:
+    """Why a format has no product with int8 activations; empty where it has."""
     code = fmt.code
+    block = fmt.scale.block or BLOCK
     checks = (
         (not code.program.parameters, "the table is a parameter"),
-        (code.lanes <= 2 and code.tile == (8, 8 * code.lanes), f"a tile of {code.tile}"),
-        (code.state_bits <= LOOK_UP_BITS, f"{1 << code.state_bits} table entries, not 128"),
-        (_one_ring(code), "planes that are not a 64-bit ring with plain bits beside it"),
-        (fmt.scale.block is None or fmt.scale.block % 16 == 0, "blocks not of whole 16 columns"),
+        (not why_no_entries(code), "no table"),
+        (code.lanes <= MOST_LANES, f"{code.lanes} lanes"),
+        (CHUNK % code.tile[1] == 0, f"tiles of {code.tile[1]} columns do not divide {CHUNK}"),
+        (block % 4 == 0 and fmt.column_unit % 4 == 0, "blocks or columns not in fours"),
     )
     for holds, otherwise in checks:
         if not holds:
             return otherwise
-    table = levels(code)
-    if table is None or int8_unit(table.table) is None:
+    if integer_levels(code) is None:
         return "values that are not int8 times a power of two"
     return ""
-
-
-def _one_ring(code: Code) -> bool:
-    strides = tuple(plane.stride for plane in code.planes)
-    first, *others = code.planes
-    plain = all(plane.memory == 0 for plane in others)
-    return strides in LOOK_UP_STRIDES and plain and (first.stride == 1 or first.memory == 0)

@@ -7,57 +7,70 @@ own row of x alone: not on how many there are, nor on the threads.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
+import weakref
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float32, UInt16
+from jaxtyping import Float32, UInt16, UInt32
 
 from unspool import native
 from unspool.decode.target import target as best_target
 from unspool.encode.rotate import Signs, hadamard, hadamard_inverse, signs, unrotate
 from unspool.errors import WeightError
 from unspool.matmul import reference
-from unspool.matmul.choose import LOOK_UP_ROWS, PATHS, Choice, choose
-from unspool.matmul.native_matrix import function, native_matrix
+from unspool.matmul.choose import PATHS, choose
+from unspool.matmul.integer import integer_product
+from unspool.matmul.native_matrix import Result, Turn, function, native_matrix
 from unspool.pack.matrix import CodedMatrix
 
 SHARED_SIGNS = 64
 """Sizes and seeds whose signs are kept, nine bytes per column."""
 
-WORTH_THREADS = 1 << 18
-"""Activations whose rotation takes longer than starting threads does (about 0.1 ms)."""
+FLOAT32, BFLOAT16 = 0, 1
+"""Number types of activations and results in the library (cpu/activations.hpp)."""
 
 
 class Kernel:
     """A coded matrix ready to be multiplied.
 
-    `target` forces one of `decode.target`; `path` is the kernel that runs for one row of
-    activations and `why` says why it and no quicker one; `choice(m)` tells of m rows. The matrix's
-    arrays are read in place.
+    `target` forces one of `decode.target`, `activations` one of `choose.ACTIVATIONS`; `path` is the
+    kernel that runs and `why` says why it and no quicker one. Where `owns_codes`, the codes were
+    copied into the kernel's own order and the matrix's array of them is not read any more; `codes`
+    gives them back. All other arrays are read in place.
     """
 
-    def __init__(self, matrix: CodedMatrix, *, target: str | None = None) -> None:
-        """Prepares a matrix; raises UnspoolError where a forced target cannot run here."""
+    def __init__(
+        self, matrix: CodedMatrix, *, target: str | None = None, activations: str = "auto"
+    ) -> None:
+        """Prepares a matrix; raises UnspoolError where a forced target cannot run here, or where
+        int8 activations are asked for and the weights are not exact in int8."""
         chosen = best_target(target)
-        self.matrix, self.target = matrix, chosen.name
+        choice = choose(
+            matrix.format, chosen.name, activations, pairs=chosen.name == "avx512" and _has_pairs()
+        )
+        self.format, self.shape, self.target = matrix.format, matrix.shape, chosen.name
+        self.path, self.activations = choice.path, choice.activations
+        self.why = f"{choice.why} (target {chosen.name}: {chosen.why})"
         self._padded = matrix.format.padded(*matrix.shape)
-        self._few = choice = choose(matrix.format, 1, self.target)
-        self._many = choose(matrix.format, LOOK_UP_ROWS + 1, self.target)
-        self.path, self.why = choice.path, f"{choice.why} (target {chosen.name}: {chosen.why})"
-        self._native = None if self.path == "numpy" else native_matrix(matrix)
-        if self.path == "numpy" and target != "numpy":
-            native.warn_slow(f"{matrix.format.name} multiplies in numpy: {self.why}")
-
-    def choice(self, m: int) -> Choice:
-        """The kernel that runs for m rows of activations, and why."""
-        return self._few if m <= LOOK_UP_ROWS else self._many
+        self._matrix: CodedMatrix | None = matrix
+        self._handle: int | None = None
+        self.owns_codes = False
+        if self.path == "numpy":
+            if target != "numpy":
+                native.warn_slow(f"{matrix.format.name} multiplies in numpy: {self.why}")
+            return
+        if self.path == "integer-portable" and target is None:
+            native.warn_slow(f"products run without SIMD, many times slower: {chosen.why}")
+        self._prepare(matrix, *choice.numbers)
 
     def __call__(
         self, x: Float32[np.ndarray, "m k"], *, threads: int | None = None
     ) -> Float32[np.ndarray, "m n"]:
         """x W^T in float32 for activations of any strides; raises WeightError where k differs."""
-        y = np.empty((len(x), self.matrix.shape[0]), np.float32)
+        y = np.empty((len(x), self.shape[0]), np.float32)
         self.into(x, y, threads=threads)
         return y
 
@@ -69,27 +82,56 @@ class Kernel:
         threads: int | None = None,
     ) -> None:
         """The same into memory of the caller's: y float32 `[m, n]`, C-contiguous."""
-        n, k = self.matrix.shape
+        n, k = self.shape
         if x.ndim != 2 or x.shape[1] != k:
             raise _wrong("the activation", x, f"[m, {k}]")
         if y.shape != (len(x), n) or y.dtype != np.float32 or not y.flags.c_contiguous:
             raise _wrong("the result's memory", y, f"float32 [{len(x)}, {n}], C-contiguous")
         if not len(x):
             return
-        turned = self._turned(x)
-        rotation = self.matrix.format.rotation
-        if not rotation.output_size:
-            self._multiply(turned, y, threads)
+        x = np.ascontiguousarray(x, np.float32)
+        if self._handle is None:
+            y[:] = self._product_in_numpy(x)
             return
-        rows = self._padded[0]
-        stored = np.empty((len(x), rows), np.float32)
-        self._multiply(turned, stored, threads)
-        flips = _signs(rows, rotation.seed, "out")
-        y[:] = hadamard_inverse(stored, rotation.output_size, flips)[:, :n]
+        place = x.ctypes.data, FLOAT32, len(x), k
+        multiply((self,), place, ((y.ctypes.data, None),), native.threads(threads))
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the library multiplies, so that `multiply` takes this kernel."""
+        return self._handle is not None
+
+    @property
+    def matrix(self) -> CodedMatrix:
+        """The coded matrix, its codes put back in order where the kernel owns them."""
+        if self._matrix is None:
+            return CodedMatrix(
+                format=self.format, shape=self.shape, codes=self.codes(), **self._rest
+            )
+        return self._matrix
+
+    def codes(self) -> UInt32[np.ndarray, "down across words"]:
+        """The stored words."""
+        if self._matrix is not None:
+            return self._matrix.codes
+        tile_rows, tile_columns = self.format.code.tile
+        rows, columns = self._padded
+        shape = (rows // tile_rows, columns // tile_columns, self.format.code.words)
+        out = np.empty(shape, np.uint32)
+        status = function("unspool_canonical")(self._handle, native.threads(None), out.ctypes.data)
+        native.check(status, "codes")
+        return out
+
+    def drop_codes(self) -> bool:
+        """Lets go of the matrix's codes where the kernel has its own; says whether it did."""
+        if self.owns_codes and self._matrix is not None:
+            self._matrix = None
+            self._native.keep.clear()
+        return self.owns_codes
 
     def decode_operands(self) -> UInt16[np.ndarray, "rows columns"]:
         """Operand bits of the stored (padded, rotated) matrix."""
-        if self._native is None:
+        if self._handle is None:
             return reference.decode_operands(self.matrix)
         out = np.empty(self._padded, np.uint16)
         self._decode("unspool_decode_operands", out)
@@ -97,7 +139,7 @@ class Kernel:
 
     def decode_values(self) -> Float32[np.ndarray, "rows columns"]:
         """Values times scales of the stored (padded, rotated) matrix."""
-        if self._native is None:
+        if self._handle is None:
             return reference.decode_values(self.matrix)
         out = np.empty(self._padded, np.float32)
         self._decode("unspool_decode_rows", out)
@@ -105,35 +147,49 @@ class Kernel:
 
     def decode(self) -> Float32[np.ndarray, "n k"]:
         """The dense weight: rotations undone, padding dropped."""
-        n, k = self.matrix.shape
-        return unrotate(self.decode_values(), self.matrix.format.rotation)[:n, :k]
+        n, k = self.shape
+        return unrotate(self.decode_values(), self.format.rotation)[:n, :k]
 
-    def _turned(self, x: np.ndarray) -> np.ndarray:
-        """Activations as the stored columns see them: padded, rotated, float32, contiguous."""
-        x = np.ascontiguousarray(x, np.float32)
-        if x.shape[1] < self._padded[1]:
-            padded = np.zeros((len(x), self._padded[1]), np.float32)
-            padded[:, : x.shape[1]] = x
-            x = padded
-        rotation = self.matrix.format.rotation
-        if not rotation.input_size:
-            return x
-        if self._native is None:
-            return hadamard(x, rotation.input_size, _signs(x.shape[1], rotation.seed, "in"))
-        return _rotated(x, rotation.input_size, rotation.seed)
-
-    def _multiply(self, x: np.ndarray, y: np.ndarray, threads: int | None) -> None:
-        """x `[m, columns]` times the first rows of the stored matrix, as many as y has columns."""
-        path = self.choice(len(x)).path
-        if self._native is None or path == "numpy":
-            weight = reference.decode_values(self.matrix)[: y.shape[1]].astype(np.float64)
-            y[:] = _quiet_product(x.astype(np.float64), weight)
-            return
-        status = function("unspool_matmul")(
-            self._native, PATHS[path], x.ctypes.data, len(x), y.shape[1],
-            native.threads(threads), y.ctypes.data,
+    def _prepare(self, matrix: CodedMatrix, path: int, kind: int) -> None:
+        integer = self.activations == "int8"
+        rotation, (rows, columns) = matrix.format.rotation, self._padded
+        self._native = native_matrix(matrix, integer=integer)
+        self._turns = (
+            _turn(columns, rotation.input_size, rotation.seed, "in"),
+            _turn(rows, rotation.output_size, rotation.seed, "out"),
+        )
+        handle = ctypes.c_void_p()
+        status = function("unspool_prepare")(
+            self._native, *(ctypes.byref(turn) for turn, _ in self._turns), *self.shape,
+            path, kind, native.threads(None), ctypes.byref(handle),
         )  # fmt: skip
-        native.check(status, f"matmul ({path})")
+        native.check(status, f"prepare ({self.path})")
+        assert handle.value is not None
+        self._handle = handle.value
+        self._release = weakref.finalize(self, function("unspool_release"), self._handle)
+        self.owns_codes = bool(function("unspool_owns_codes")(self._handle))
+        self._rest = {name: a for name, a in matrix.arrays.items() if name != "codes"}
+
+    def _product_in_numpy(self, x: np.ndarray) -> np.ndarray:
+        """Rotated, multiplied and rotated back, all in numpy."""
+        (rows, columns), rotation, matrix = self._padded, self.format.rotation, self.matrix
+        turned = np.zeros((len(x), columns), np.float32)
+        turned[:, : x.shape[1]] = x
+        with np.errstate(invalid="ignore", over="ignore"):
+            if rotation.input_size:
+                turned = hadamard(turned, rotation.input_size, _signs(columns, rotation.seed, "in"))
+            if self.activations == "int8":
+                y = integer_product(turned, matrix)
+            else:
+                if self.activations == "bf16":
+                    turned = round_to_bfloat16(turned)
+                weight = reference.decode_values(matrix).astype(np.float64)
+                y = np.stack([weight @ row for row in turned.astype(np.float64)])
+                y = y.astype(np.float32)
+            if rotation.output_size:
+                flips = _signs(rows, rotation.seed, "out")
+                y = hadamard_inverse(y, rotation.output_size, flips)
+        return y[:, : self.shape[0]]
 
     def _decode(self, name: str, out: np.ndarray) -> None:
         exact = native_matrix(self.matrix, exact=True)
@@ -142,28 +198,62 @@ class Kernel:
         )
 
 
-def _quiet_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """x W^T; NaN and infinities run through without a warning, as they do in the library."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.stack([weight @ row for row in x])
+def multiply(
+    kernels: Sequence[Kernel],
+    x: tuple[int, int, int, int],
+    results: Sequence[tuple[int, int | None]],
+    threads: int,
+) -> None:
+    """Products of one activation with several compiled kernels of the same k, in one call.
+
+    x is (address, number type, rows, elements from row to row); results[i] is where kernel i's
+    product goes, `[rows, n]` of the same number type, and where its float32 bias lies, if any.
+    Activations are rotated and rounded once for kernels that ask for the same, and all rows of all
+    weights are shared out together.
+    """
+    if len(kernels) == 1:
+        (kernel,), ((y, bias),) = kernels, results
+        status = _functions()[0](kernel._handle, *x, y, bias, threads)
+    else:
+        count = len(kernels)
+        handles = (ctypes.c_void_p * count)(*[kernel._handle for kernel in kernels])
+        pairs = zip(kernels, results, strict=True)
+        places = (Result * count)(*[(y, kernel.shape[0], bias) for kernel, (y, bias) in pairs])
+        status = _functions()[1](handles, count, *x, places, threads)
+    if status:
+        native.check(status, "matmul")
 
 
-def _rotated(x: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """`hadamard` with signs converted once: that is 40 us a call, as much as a small product."""
-    out = np.empty_like(x)
-    flips, ones = _factors(x.shape[1], seed)
-    threads = native.threads(None) if x.size >= WORTH_THREADS else 1
-    status = function("unspool_hadamard")(
-        x.ctypes.data, *x.shape, size, float(np.float32(1 / math.sqrt(size))),
-        flips.ctypes.data, ones.ctypes.data, threads, out.ctypes.data,
-    )  # fmt: skip
-    native.check(status, "hadamard")
-    return out
+def round_to_bfloat16(x: Float32[np.ndarray, "m k"]) -> Float32[np.ndarray, "m k"]:
+    """The nearest bf16 numbers, ties to even; NaN stays NaN."""
+    bits = x.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
+
+
+@functools.cache
+def _has_pairs() -> bool:
+    return bool(function("unspool_runs_pairs")(PATHS["avx512"]))
+
+
+@functools.cache
+def _functions() -> tuple[Callable[..., int], Callable[..., int]]:
+    return function("unspool_multiply_one"), function("unspool_multiply")
+
+
+def _turn(size: int, block: int, seed: int, side: str) -> tuple[Turn, tuple[np.ndarray, ...]]:
+    """The structure, and the arrays it points to; forwards along "in", backwards along "out"."""
+    if not block:
+        return Turn(), ()
+    flips, ones = _factors(size, seed, side)
+    before, after = (flips, ones) if side == "in" else (ones, flips)
+    scale = float(np.float32(1 / math.sqrt(block)))
+    return Turn(block, scale, before.ctypes.data, after.ctypes.data), (flips, ones)
 
 
 @functools.lru_cache(maxsize=SHARED_SIGNS)
-def _factors(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return _signs(size, seed, "in").astype(np.float32), np.ones(size, np.float32)
+def _factors(size: int, seed: int, side: str) -> tuple[np.ndarray, np.ndarray]:
+    return _signs(size, seed, side).astype(np.float32), np.ones(size, np.float32)
 
 
 @functools.lru_cache(maxsize=SHARED_SIGNS)

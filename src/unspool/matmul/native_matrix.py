@@ -13,13 +13,17 @@ from unspool import native
 from unspool.errors import NativeError
 from unspool.matmul import tables
 from unspool.pack.matrix import CodedMatrix
-from unspool.spec.scale import Scale
+from unspool.spec.code import Code
+from unspool.spec.program import STATE
 
 MAX_PLANES = 32
+SMALL_BITS = 12
+"""State bits up to which the operands of every state are handed over in any case."""
 NO_FAST, FLOAT_LEVELS, INT8_LEVELS = 0, 1, 2
-NO_SCALE, BYTE_SCALE, HALF_SCALE = 0, 1, 2
+SCALE_KINDS = {"E4M3": 1, "E8M0": 2, "FP16": 3}
 
 _LONG, _INT, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p, ctypes.c_float
+_WORD = ctypes.c_uint32
 
 
 class NativeMatrix(ctypes.Structure):
@@ -35,16 +39,34 @@ class NativeMatrix(ctypes.Structure):
         ("fast", _POINTER), ("fast_kind", _INT), ("fast_steps", _INT), ("unit", _FLOAT),
         ("scale_kind", _INT), ("scale", _POINTER), ("block", _LONG), ("blocks", _LONG),
         ("scale_values", _POINTER), ("tensor_scale", _FLOAT),
+        ("integer_unit", _FLOAT), ("largest_level", _INT),
+        ("multiplies", _INT), ("selector", _WORD), ("multiplier", _WORD), ("addend", _WORD),
+        ("offsets", _INT * 4),
     )  # fmt: skip
 
     keep: list[np.ndarray]
 
 
-def native_matrix(matrix: CodedMatrix, *, exact: bool = False) -> NativeMatrix:
+class Turn(ctypes.Structure):
+    """A rotation along one side: the fields of `Turn` in cpu/activations.hpp; size 0: none."""
+
+    _fields_ = (("size", _LONG), ("scale", _FLOAT), ("before", _POINTER), ("after", _POINTER))
+
+
+class Result(ctypes.Structure):
+    """Where a product goes: the fields of `Result` in cpu/product.hpp."""
+
+    _fields_ = (("y", _POINTER), ("stride", _LONG), ("bias", _POINTER))
+
+
+def native_matrix(
+    matrix: CodedMatrix, *, exact: bool = False, integer: bool = False
+) -> NativeMatrix:
     """The structure of a matrix whose code can be tabulated.
 
     With `exact` it has the operands of every state, which decoding to operands needs; else those
     are left out where a quicker table does the work (2**20 states of four lanes are 4 MiB).
+    `integer`: for the product with int8 activations, of formats that have one.
     """
     code = matrix.format.code
     found = NativeMatrix(fast_steps=1, unit=1.0, tensor_scale=1.0)
@@ -59,20 +81,54 @@ def native_matrix(matrix: CodedMatrix, *, exact: bool = False) -> NativeMatrix:
     if matrix.table is not None:
         _put_parameter(found, matrix, matrix.table)
     else:
-        _put_levels(found, matrix, exact)
+        _put_levels(found, code, exact, integer)
+    if integer:
+        _put_integers(found, code)
     _put_scales(found, matrix)
     return found
 
 
-def _put_levels(found: NativeMatrix, matrix: CodedMatrix, exact: bool) -> None:
-    code = matrix.format.code
-    levels = tables.levels(code)
+def _put_levels(found: NativeMatrix, code: Code, exact: bool, integer: bool) -> None:
+    levels = tables.levels(code, integer=integer)
     if levels is not None:
         found.fast = _address(found, levels.table)
         found.fast_kind = INT8_LEVELS if levels.table.dtype == np.int8 else FLOAT_LEVELS
         found.fast_steps, found.unit = levels.steps, levels.unit
-    if exact or levels is None or levels.table.dtype != np.int8 or levels.steps > 1:
+    small = code.state_bits <= SMALL_BITS
+    if exact or small or levels is None or levels.table.dtype != np.int8 or levels.steps > 1:
         _put_entries(found, tables.entries(code))
+
+
+def _put_integers(found: NativeMatrix, code: Code) -> None:
+    """Unit and levels, and the constants of a multiply code that is decoded in registers."""
+    levels = tables.integer_levels(code)
+    assert levels is not None
+    found.integer_unit, found.largest_level = levels.unit, levels.largest
+    constants = nibbles_of_a_product(code)
+    if constants is not None:
+        found.multiplies = 1
+        found.selector, found.multiplier, found.addend = constants
+        for lane, (_, offset) in enumerate(code.program.outputs):
+            found.offsets[lane] = offset
+
+
+def nibbles_of_a_product(code: Code) -> tuple[int, int, int] | None:
+    """(selector, multiplier, addend) of a code whose four lanes are nibbles of
+    permute-bytes(state, 0, selector) * multiplier + addend, the selector one of the window's two
+    bytes each; None for any other."""
+    program = code.program
+    shape = [(i.op, len(i.arguments)) for i in program.instructions]
+    if shape != [("permute-bytes", 3), ("mul", 2), ("add", 2)] or code.operand.bits != 4:
+        return None
+    spread, product, total = program.instructions
+    arguments = (*spread.arguments, *product.arguments, *total.arguments)
+    state, other, selector, first, multiplier, second, addend = arguments
+    chained = (state, other, first, second) == (STATE, 0, spread.result, product.result)
+    if not chained or not all(isinstance(c, int) for c in (selector, multiplier, addend)):
+        return None
+    whole = len(program.outputs) == 4 and all(r == total.result for r, _ in program.outputs)
+    inside = int(selector) < 1 << 16 and not int(selector) & 0xEEEE
+    return (int(selector), int(multiplier), int(addend)) if whole and inside else None
 
 
 def _put_parameter(found: NativeMatrix, matrix: CodedMatrix, table: np.ndarray) -> None:
@@ -102,15 +158,11 @@ def _put_scales(found: NativeMatrix, matrix: CodedMatrix) -> None:
     found.blocks = matrix.scale.shape[1]
     found.block = found.k // found.blocks
     found.scale = _address(found, matrix.scale)
-    found.scale_kind = BYTE_SCALE if matrix.scale.itemsize == 1 else HALF_SCALE
-    if found.scale_kind == BYTE_SCALE:
-        found.scale_values = _address(found, _scale_values(matrix.format.scale))
-
-
-@functools.lru_cache(maxsize=8)
-def _scale_values(scale: Scale) -> np.ndarray:
-    assert scale.operand is not None
-    return tables.operand_values(scale.operand)
+    operand = matrix.format.scale.operand
+    assert operand is not None
+    found.scale_kind = SCALE_KINDS[operand.name]
+    if operand.bits <= 8:
+        found.scale_values = _address(found, tables.operand_values(operand))
 
 
 def _address(found: NativeMatrix, array: np.ndarray) -> int:
@@ -121,7 +173,18 @@ def _address(found: NativeMatrix, array: np.ndarray) -> int:
 
 _ROWS = [ctypes.POINTER(NativeMatrix), _LONG, _LONG, _LONG, _POINTER]
 _SIGNATURES: dict[str, list[Any]] = {
-    "unspool_matmul": [_ROWS[0], _INT, _POINTER, _LONG, _LONG, _LONG, _POINTER],
+    "unspool_prepare": [
+        _ROWS[0], ctypes.POINTER(Turn), ctypes.POINTER(Turn), _LONG, _LONG, _INT, _INT, _LONG,
+        ctypes.POINTER(_POINTER),
+    ],
+    "unspool_release": [_POINTER],
+    "unspool_runs_pairs": [_INT],
+    "unspool_owns_codes": [_POINTER],
+    "unspool_canonical": [_POINTER, _LONG, _POINTER],
+    "unspool_multiply_one": [
+        _POINTER, _POINTER, _INT, _LONG, _LONG, _POINTER, _POINTER, _LONG,
+    ],
+    "unspool_multiply": [_POINTER, _LONG, _POINTER, _INT, _LONG, _LONG, _POINTER, _LONG],
     "unspool_decode_operands": _ROWS,
     "unspool_decode_rows": _ROWS,
     "unspool_hadamard": [

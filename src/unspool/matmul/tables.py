@@ -41,6 +41,14 @@ INT8_WEIGHTS = 4
 """Weights per look-up of int8 tables: one 32-bit load."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class IntegerLevels:
+    """What makes a code's values int8: value = level * unit, with |level| <= largest."""
+
+    unit: float
+    largest: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Levels:
     """Levels of `steps` successive steps: float32 or int8 [states, steps * lanes]; unit."""
@@ -83,18 +91,34 @@ def operand_values(operand: Operand) -> Float32[np.ndarray, "patterns"]:
 
 
 @functools.lru_cache(maxsize=SHARED)
-def levels(code: Code) -> Levels | None:
-    """The quickest table of a code without parameters, or None: look up operands instead."""
+def integer_levels(code: Code) -> IntegerLevels | None:
+    """The unit and the largest level of a code whose values are int8 multiples of one number."""
+    if why_no_entries(code) or code.program.parameters:
+        return None
+    values = operand_values(code.operand)[np.unique(entries(code))]
+    unit = int8_unit(values)
+    if unit is None:
+        return None
+    return IntegerLevels(unit=unit, largest=int(np.abs(values).max() / unit))
+
+
+@functools.lru_cache(maxsize=2 * SHARED)
+def levels(code: Code, *, integer: bool) -> Levels | None:
+    """The quickest table of a code without parameters, or None: look up operands instead.
+
+    `integer`: of int8, for codes with `integer_levels`; else of float32, or int8 where that is
+    the only one small enough.
+    """
     if not fits_words(code):
         return None
-    values = operand_values(code.operand)[entries(code)]
-    unit = int8_unit(values)
-    exact = (values / np.float32(unit or 1)).astype(np.float32)
+    found = integer_levels(code)
+    unit = found.unit if found else 1.0
+    exact = operand_values(code.operand)[entries(code)] / np.float32(unit)
     for steps in (4, 2, 1):
-        dtype = _wide_dtype(code, steps, unit is not None)
+        dtype = _wide_dtype(code, steps, exact=found is not None, integer=integer)
         if dtype is not None:
-            table = _wide(exact, code, steps).astype(dtype)
-            return Levels(table=table, steps=steps, unit=unit or 1.0)
+            table = _wide(exact.astype(np.float32), code, steps).astype(dtype)
+            return Levels(table=table, steps=steps, unit=unit)
     return None
 
 
@@ -108,7 +132,7 @@ def int8_unit(values: Float32[np.ndarray, "..."]) -> float | None:
     top = int(np.floor(np.log2(largest)))
     for power in range(top, top - 8, -1):
         scaled = np.ldexp(values.astype(np.float64), -power)
-        if np.abs(scaled).max() > 127:
+        if scaled.max() > 127 or scaled.min() < -128:
             return None
         if (scaled == np.rint(scaled)).all():
             return float(np.ldexp(1.0, power))
@@ -129,17 +153,18 @@ def fits_words(code: Code) -> bool:
     )
 
 
-def _wide_dtype(code: Code, steps: int, int8: bool) -> str | None:
+def _wide_dtype(code: Code, steps: int, *, exact: bool, integer: bool) -> str | None:
     """The dtype of a table of so many steps, or None where it is too large or not compiled."""
     weights = steps * code.lanes
     bits = sum(plane.window + (steps - 1) * plane.stride for plane in code.planes)
     if weights not in COMPILED.get(code.tile[1], ()):
         return None
-    if bits <= WIDE_BITS and 4 * weights << bits <= WIDE_BYTES:
+    if not integer and bits <= WIDE_BITS and 4 * weights << bits <= WIDE_BYTES:
         return "float32"
     # A table of one step is as large as its operands would be, whatever that is.
     small = bits <= WIDE_BITS and weights << bits <= WIDE_BYTES
-    return "int8" if int8 and weights == INT8_WEIGHTS and (small or steps == 1) else None
+    four = weights == INT8_WEIGHTS or integer
+    return "int8" if exact and four and (small or steps == 1) else None
 
 
 def _wide(table: Float32[np.ndarray, "states lanes"], code: Code, steps: int) -> np.ndarray:

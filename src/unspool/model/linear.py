@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.matmul.choose import choose
 from unspool.matmul.kernel import Kernel
-from unspool.model.layout import as_arrays, as_buffers, stored_shapes
-from unspool.pack.matrix import CodedMatrix
+from unspool.model import ops
+from unspool.model.layout import BUFFERS, as_arrays, as_buffers, stored_shapes
+from unspool.model.product import Prepared, product
+from unspool.pack.matrix import CODES, CodedMatrix
 from unspool.spec.format import Format
+
+if TYPE_CHECKING:
+    from unspool.model.siblings import Siblings
+
+CODES_BUFFER = BUFFERS[CODES]
+
+Watched = tuple[str, torch.Tensor, int, int]
+"""A tensor that a kernel was made of: its name, itself, its address, writes to it so far."""
 
 
 class QuantizedLinear(nn.Module):
     """y = x W^T + bias with W coded: `nn.Linear` without a dense weight.
 
     Buffers `weight_codes`, `weight_scale`, `weight_tensor_scale`, `weight_table` (those the format
-    has) hold bit patterns as integers (`model.layout` says why). The product is float32 inside;
-    the result has x's dtype.
+    has) hold bit patterns as integers (`model.layout` says why). The product is summed in int32
+    and float32 (`matmul.choose`); the result has x's dtype.
     """
 
     weight_codes: torch.Tensor
@@ -33,8 +44,12 @@ class QuantizedLinear(nn.Module):
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        activations: str = "auto",
     ) -> None:
-        """Empty buffers for an `[out_features, in_features]` weight; `dtype` is the bias's."""
+        """Empty buffers for an `[out_features, in_features]` weight; `dtype` is the bias's.
+
+        `activations`: what the product rounds its activations to (`matmul.choose.ACTIVATIONS`).
+        """
         super().__init__()
         self.format, self.in_features, self.out_features = fmt, in_features, out_features
         for name, (stored, shape) in stored_shapes(fmt, out_features, in_features).items():
@@ -44,7 +59,10 @@ class QuantizedLinear(nn.Module):
         if bias:
             empty = torch.empty(out_features, dtype=dtype, device=device)
             self.bias = nn.Parameter(empty, requires_grad=False)
-        self._kernel: tuple[tuple[int, ...], Kernel] | None = None
+        self._activations = activations
+        self.siblings: Siblings | None = None
+        self._prepared: tuple[tuple[Watched, ...], Prepared] | None = None
+        self._number = ops.number(self)
 
     @classmethod
     def from_matrix(cls, matrix: CodedMatrix, bias: torch.Tensor | None = None) -> QuantizedLinear:
@@ -66,9 +84,20 @@ class QuantizedLinear(nn.Module):
         return CodedMatrix(format=self.format, shape=(n, k), **arrays)
 
     @property
+    def activations(self) -> str:
+        """What the product rounds its activations to: one of `matmul.choose.ACTIVATIONS`."""
+        return self._activations
+
+    @activations.setter
+    def activations(self, name: str) -> None:
+        choose(self.format, "portable", name)  # raises for what this format does not have
+        self._restore()
+        self._activations = name
+
+    @property
     def nbytes(self) -> int:
         """Stored bytes of the weight, the bias not counted."""
-        return sum(tensor.nbytes for tensor in self._stored().values())
+        return sum(tensor.nbytes for tensor in self._buffers.values() if tensor is not None)
 
     @property
     def bits_per_weight(self) -> float:
@@ -77,13 +106,28 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`, in x's dtype."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            return _Multiply.apply(x, self)
-        return self._multiply(x)
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+            return ops.linear(x, self._number, self.out_features)
+        if self.siblings is not None:
+            found = self.siblings.multiply(self, x)
+            if found is not None:
+                return found
+        return self.multiply(x)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """The same, alone and without a gradient."""
+        if not x.ndim or x.size(-1) != self.in_features:
+            raise ModelError(
+                "the activation does not fit the layer",
+                where=f"quantized linear ({self.format.name})",
+                found=list(x.shape),
+                allowed=f"[..., {self.in_features}]",
+            )
+        return product(self.prepared(None if x.is_cpu else x.device), x)
 
     def decode(self) -> torch.Tensor:
         """The dense weight `[n, k]` in float32, computed anew at every call."""
-        return torch.from_numpy(self._prepared().decode())
+        return torch.from_numpy(self.prepared().kernel.decode())
 
     def extra_repr(self) -> str:
         """Shape, format, bits per weight and bytes."""
@@ -93,70 +137,97 @@ class QuantizedLinear(nn.Module):
             f"bits_per_weight={self.bits_per_weight:.3f}, bytes={self.nbytes}"
         )
 
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[-1] != self.in_features:
-            raise ModelError(
-                "the activation does not fit the layer",
-                where=f"quantized linear ({self.format.name})",
-                found=list(x.shape),
-                allowed=f"[..., {self.in_features}]",
-            )
-        kernel = self._prepared(x.device)
-        rows = x.detach().reshape(-1, self.in_features).to(torch.float32).contiguous()
-        y = torch.from_numpy(kernel(rows.numpy()))
-        if self.bias is not None:
-            y = y + self.bias.to(torch.float32)
-        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+    def prepared(self, device: torch.device | None = None) -> Prepared:
+        """The kernel and the bias, made at first use and again after a buffer was replaced, moved
+        or edited.
 
-    def _prepared(self, device: torch.device | None = None) -> Kernel:
-        """The kernel, made at first use and again after a buffer was replaced, moved or edited.
-
-        Edits through numpy (`matrix().arrays`) and of tensors made in inference mode leave no
-        trace that torch keeps: the kernel may go on with what it has copied.
+        Where the kernel keeps the codes in an order of its own, the buffer of them is let go: it
+        is made again when it is asked for by name, saved, copied or moved. Edits through numpy
+        (`matrix().arrays`) and of tensors made in inference mode leave no trace that torch keeps:
+        the kernel may go on with what it has copied.
         """
-        stored = self._stored()
-        codes = self.weight_codes
-        if codes.device.type != "cpu" or (device is not None and device.type != "cpu"):
-            raise ModelError(
-                "quantized layers run on the CPU only, so far",
-                where=f"quantized linear ({self.format.name})",
-                found=f"weight on {codes.device}, activation on {device or codes.device}",
-                allowed="cpu",
-            )
-        key = tuple(place for tensor in stored.values() for place in _address(tensor))
-        if self._kernel is None or self._kernel[0] != key:
-            self._kernel = key, Kernel(self.matrix())
-        return self._kernel[1]
+        if device is not None and device.type != "cpu":
+            raise self._elsewhere(device)
+        found = self._prepared
+        if found is None or not self._unchanged(found[0]):
+            self._restore()
+            codes = self._buffers[CODES_BUFFER]
+            if codes is None or codes.device.type != "cpu":
+                raise self._elsewhere(device)
+            bias = None if self.bias is None else self.bias.detach().to(torch.float32).contiguous()
+            made = Prepared(Kernel(self.matrix(), activations=self._activations), bias)
+            if made.kernel.drop_codes():
+                self._buffers[CODES_BUFFER] = torch.empty_like(codes, device="meta")
+            found = self._prepared = self._watched(), made
+        return found[1]
+
+    def _elsewhere(self, device: torch.device | None) -> ModelError:
+        codes = self._buffers[CODES_BUFFER]
+        weight = "cpu" if self._prepared is not None or codes is None else codes.device
+        return ModelError(
+            "quantized layers run on the CPU only, so far",
+            where=f"quantized linear ({self.format.name})",
+            found=f"weight on {weight}, activation on {device or weight}",
+            allowed="cpu",
+        )
+
+    def _watched(self) -> tuple[Watched, ...]:
+        """Buffers and bias: which tensors, where they lie, how often they were written to."""
+        stored = (*self._buffers.items(), ("bias", self._parameters.get("bias")))
+        return tuple((name, t, t.data_ptr(), _version(t)) for name, t in stored if t is not None)
+
+    def _unchanged(self, watched: tuple[Watched, ...]) -> bool:
+        for name, tensor, address, version in watched:
+            now = self._parameters[name] if name == "bias" else self._buffers[name]
+            if now is not tensor or now.data_ptr() != address or _version(now) != version:
+                return False
+        return True
+
+    def _codes(self) -> torch.Tensor:
+        """The codes as stored, from the kernel where it keeps them."""
+        codes = self._buffers[CODES_BUFFER]
+        assert codes is not None
+        kernel = None if self._prepared is None else self._prepared[1].kernel
+        if not codes.is_meta or kernel is None or not kernel.owns_codes:
+            return codes
+        return torch.from_numpy(kernel.codes().view(str(codes.dtype).removeprefix("torch.")))
+
+    def _restore(self) -> None:
+        """Puts the codes back into their buffer and forgets the kernel."""
+        self._buffers[CODES_BUFFER] = self._codes()
+        self._prepared = None
 
     def _stored(self) -> dict[str, torch.Tensor]:
-        return {name: t for name, t in self._buffers.items() if t is not None}
+        found = {name: t for name, t in self._buffers.items() if t is not None}
+        return {**found, CODES_BUFFER: self._codes()}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == CODES_BUFFER and self.__dict__.get("_prepared") is not None:
+            self._restore()  # whoever asks may edit
+        return super().__getattr__(name)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + CODES_BUFFER] = self._codes()
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        self._kernel = None  # copied in place: same addresses, but the kernel holds the old scale
+        self._restore()  # copied in place: same addresses, but the kernel holds the old weight
         super()._load_from_state_dict(*arguments, **options)
 
     def _apply(self, *arguments: Any, **options: Any) -> QuantizedLinear:
-        self._kernel = None
+        self._restore()
         return super()._apply(*arguments, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kernel": None}  # it holds addresses: not to be copied
+        """A kernel holds addresses and siblings each other: neither is copied."""
+        buffers = {**self._buffers, CODES_BUFFER: self._codes()}
+        return {**self.__dict__, "_buffers": buffers, "_prepared": None, "siblings": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._number = ops.number(self)
 
 
-def _address(tensor: torch.Tensor) -> tuple[int, int]:
-    """Where a tensor is, and how often it was written to since; inference tensors do not count."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
-class _Multiply(torch.autograd.Function):
-    """The forward product; its gradient is refused where it is asked for, not silently dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
-        return layer._multiply(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        raise ModelError(
-            "no gradient flows through a quantized layer", allowed="torch.no_grad(), inference"
-        )
+def _version(tensor: torch.Tensor) -> int:
+    """Counts writes to a tensor; inference tensors keep no count."""
+    return 0 if tensor.is_inference() else tensor._version

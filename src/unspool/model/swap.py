@@ -23,6 +23,7 @@ from unspool.errors import ModelError, WeightError
 from unspool.model.linear import QuantizedLinear
 from unspool.model.progress import Progress
 from unspool.model.selection import LeftOut, fused_experts, plan, untie_head
+from unspool.model.siblings import join_siblings
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
 
@@ -96,6 +97,7 @@ def quantize(
     if head is not None:
         untie_head(model)
     layers = apply(model, chosen, passes=passes, threads=threads, progress=progress)
+    join_siblings(model)
     return Report(layers=layers, left_out=left_out)
 
 

@@ -11,7 +11,7 @@ namespace unspool {
 
 constexpr int kMaxPlanes = 32;
 
-enum ScaleKind : int32_t { kNoScale = 0, kByteScale = 1, kHalfScale = 2 };
+enum ScaleKind : int32_t { kNoScale = 0, kE4M3Scale = 1, kE8M0Scale = 2, kHalfScale = 3 };
 enum FastKind : int32_t { kNoFast = 0, kFloatLevels = 1, kInt8Levels = 2 };
 
 struct CodedMatrix {
@@ -43,6 +43,16 @@ struct CodedMatrix {
   const float* scale_values;  // [256], for one-byte scales
   float tensor_scale;
 
+  // The power of two of which all values are int8 multiples, 0 where there is none; the largest
+  // of their magnitudes.
+  float integer_unit;
+  int32_t largest_level;
+
+  // The program, where it is four nibbles of (bytes of the window, spread) * multiplier + addend.
+  int32_t multiplies;
+  uint32_t selector, multiplier, addend;  // a nibble of the selector names a byte of the window
+  int32_t offsets[4];                     // where each lane's nibble starts in the sum
+
   int64_t across() const { return k / tile_columns; }
   int32_t steps() const { return tile_rows * tile_columns / lanes; }
   int32_t steps_per_row() const { return tile_columns / lanes; }
@@ -69,7 +79,8 @@ inline float half_to_float(uint16_t half) {
 inline float scale_at(const CodedMatrix& m, int64_t row, int64_t block) {
   const int64_t at = row * m.blocks + block;
   switch (m.scale_kind) {
-    case kByteScale:
+    case kE4M3Scale:
+    case kE8M0Scale:
       return m.scale_values[static_cast<const uint8_t*>(m.scale)[at]] * m.tensor_scale;
     case kHalfScale:
       return half_to_float(static_cast<const uint16_t*>(m.scale)[at]) * m.tensor_scale;

@@ -5,7 +5,7 @@
 #include <new>
 #include <vector>
 
-#include "threads.hpp"
+#include "pool.hpp"
 
 namespace {
 
@@ -25,7 +25,7 @@ void row_weights(const CodedMatrix& m, int64_t row, const uint16_t* operands, fl
 extern "C" __attribute__((visibility("default"))) int unspool_decode_operands(
     const CodedMatrix* matrix, int64_t first, int64_t last, int64_t threads, uint16_t* out) {
   const CodedMatrix& m = *matrix;
-  parallel_for(std::size_t(last - first), std::size_t(threads), [&](std::size_t, std::size_t i) {
+  share(std::size_t(last - first), std::size_t(threads), [&](std::size_t, std::size_t i) {
     row_operands(m, first + int64_t(i), 0, m.across(), out + int64_t(i) * m.k);
   });
   return 0;
@@ -38,7 +38,7 @@ extern "C" __attribute__((visibility("default"))) int unspool_decode_rows(
   try {
     std::vector<std::vector<uint16_t>> operands(std::size_t(threads),
                                                 std::vector<uint16_t>(std::size_t(m.k)));
-    parallel_for(std::size_t(last - first), std::size_t(threads),
+    share(std::size_t(last - first), std::size_t(threads),
                  [&](std::size_t worker, std::size_t i) {
                    uint16_t* bits = operands[worker].data();
                    row_operands(m, first + int64_t(i), 0, m.across(), bits);

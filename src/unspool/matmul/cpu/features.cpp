@@ -1,4 +1,5 @@
-// What this processor has and this operating system saves: CPUID and XCR0, not a kernel's listing.
+// What this processor has and this operating system saves: CPUID and XCR0, not a kernel's listing;
+// on Arm, whose identification registers are the kernel's, what the kernel passes on.
 
 #include <cstdint>
 
@@ -6,6 +7,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace unspool {
@@ -17,9 +21,9 @@ struct Registers {
   uint32_t a = 0, b = 0, c = 0, d = 0;
 };
 
-Registers cpuid(uint32_t leaf) {
+Registers cpuid(uint32_t leaf, uint32_t part = 0) {
   Registers r;
-  __get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d);
+  __get_cpuid_count(leaf, part, &r.a, &r.b, &r.c, &r.d);
   return r;
 }
 
@@ -37,6 +41,7 @@ uint64_t saved_states() {
 
 uint64_t cpu_features() {
   const Registers one = cpuid(1), seven = cpuid(7), extended = cpuid(0x80000001);
+  const Registers seven_one = cpuid(7, 1);
   const uint64_t saved = saved_states();
   const bool found[] = {
       (saved & 0x06) == 0x06,  // XMM and YMM
@@ -52,13 +57,19 @@ uint64_t cpu_features() {
       bit(seven.b, 16),  // AVX512F
       bit(seven.b, 30),  // AVX512BW
       bit(seven.b, 31),  // AVX512VL
+      bit(seven.b, 17),  // AVX512DQ
       bit(seven.c, 1),  // AVX512VBMI
+      bit(seven.c, 6),  // AVX512VBMI2
       bit(seven.c, 11),  // AVX512VNNI
+      false,  // ASIMDDP, of another architecture
+      seven.a >= 1 && bit(seven_one.a, 5),  // AVX512_BF16
   };
   uint64_t bits = 0;
   for (unsigned i = 0; i < sizeof found; ++i) bits |= uint64_t(found[i]) << i;
   return bits;
 }
+#elif defined(__aarch64__) && defined(__linux__)
+uint64_t cpu_features() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? kNeonNeeds : 0; }
 #else
 uint64_t cpu_features() { return 0; }
 #endif
@@ -69,10 +80,12 @@ extern "C" __attribute__((visibility("default"))) uint64_t unspool_cpu_features(
   return unspool::cpu_features();
 }
 
-// Which targets this library was compiled with: bit 0 avx2, bit 1 avx512.
+// Which targets this library was compiled with: bit 0 avx2, bit 1 avx512, bit 2 neon.
 extern "C" __attribute__((visibility("default"))) uint64_t unspool_compiled_targets() {
-#ifdef UNSPOOL_X86_TARGETS
+#if defined(UNSPOOL_X86_TARGETS)
   return 3;
+#elif defined(UNSPOOL_NEON_TARGET)
+  return 4;
 #else
   return 0;
 #endif

@@ -1,4 +1,4 @@
-// One product y = x W^T as the kernels see it.
+// One product y = x W^T of float32 activations, as its kernels see it.
 //
 // Every kernel adds in one order, so that a result depends neither on the number of rows of x, nor
 // on the threads, nor (where both have FMA) on the instruction set: columns are cut into chunks of
@@ -8,6 +8,7 @@
 #pragma once
 
 #include "matmul/cpu/coded_matrix.hpp"
+#include "matmul/cpu/features.hpp"
 
 namespace unspool {
 
@@ -33,5 +34,10 @@ struct PanelScratch {
   float* levels;       // [256]: the parameter table of one unit
   uint16_t* operands;  // [chunk]
 };
+
+// y [count, n padded] = x [count, k padded] times the decoded weight, by the panels of a path. Throws
+// std::bad_alloc.
+void float_product(const CodedMatrix& m, Path path, const float* x, int64_t count, int64_t threads,
+                   float* y);
 
 }  // namespace unspool

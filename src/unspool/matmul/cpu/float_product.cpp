@@ -1,10 +1,8 @@
-// y = x W^T with W coded: chooses the kernel, cuts the rows into panels, shares them out.
+// y = x W^T in float32: cuts the rows of W into panels, shares them out.
 
-#include "matmul/cpu/multiply.hpp"
+#include "matmul/cpu/float_product.hpp"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -12,8 +10,7 @@
 #endif
 
 #include "matmul/cpu/features.hpp"
-#include "matmul/cpu/lookup.hpp"
-#include "threads.hpp"
+#include "pool.hpp"
 
 #if defined(__GNUC__) && !defined(__clang__)
 #define UNSPOOL_UNROLL _Pragma("GCC unroll 16")
@@ -29,7 +26,8 @@ namespace {
 using namespace unspool;
 namespace baseline {
 #include "simd.hpp"
-#include "matmul/cpu/panel.hpp"
+#include "matmul/cpu/quick_rows.hpp"
+#include "matmul/cpu/float_panel.hpp"
 }  // namespace baseline
 }  // namespace
 
@@ -40,7 +38,8 @@ namespace baseline {
 namespace {
 namespace v3 {
 #include "simd.hpp"
-#include "matmul/cpu/panel.hpp"
+#include "matmul/cpu/quick_rows.hpp"
+#include "matmul/cpu/float_panel.hpp"
 }  // namespace v3
 }  // namespace
 #pragma GCC pop_options
@@ -48,9 +47,6 @@ namespace v3 {
 
 namespace {
 
-constexpr int kNoMemory = 1;
-constexpr int kNoSuchPath = 2;
-constexpr int kNoLookUp = 3;
 constexpr int64_t kPanelRows = 32;  // 64 KiB of weights, read from the L2 once per 3 rows of x
 
 int64_t up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
@@ -74,10 +70,10 @@ std::vector<float> by_chunks(const Multiply& job, const float* x) {
   return out;
 }
 
-void run_panel(int32_t path, const Multiply& job, int64_t row, int64_t rows,
+void run_panel(Path path, const Multiply& job, int64_t row, int64_t rows,
                const PanelScratch& scratch) {
 #ifdef UNSPOOL_X86_TARGETS
-  if (path == kPanelAvx2) return v3::panel(job, row, rows, scratch);
+  if (path == kAvx2 || path == kAvx512) return v3::panel(job, row, rows, scratch);
 #endif
   (void)path;
   baseline::panel(job, row, rows, scratch);
@@ -94,55 +90,34 @@ struct OwnedScratch {
   PanelScratch view() { return {weights.data(), scales.data(), levels.data(), operands.data()}; }
 };
 
-void run(int32_t path, const Multiply& job, int64_t threads) {
+void run(Path path, const Multiply& job, int64_t threads) {
   const int64_t tall = job.matrix.tile_rows;
-  const bool by_look_up = path >= kLookUpAvx2;
-  const bool one_tile = job.count <= 2 || by_look_up;
-  const int64_t rows = one_tile ? tall : tall * std::max<int64_t>(1, kPanelRows / tall);
+  const int64_t rows =
+      job.count <= 2 ? tall : tall * std::max<int64_t>(1, kPanelRows / tall);
   const int64_t panels = (job.y_rows + rows - 1) / rows;
   threads = useful_threads(job, threads);
-  const LookUp plan = by_look_up ? look_up_plan(job.matrix) : LookUp();
   std::vector<OwnedScratch> scratch(std::size_t(threads), OwnedScratch(job, rows));
-  parallel_for(std::size_t(panels), std::size_t(threads),
-               [&](std::size_t worker, std::size_t panel) {
-                 const int64_t row = int64_t(panel) * rows, left = job.y_rows - row;
-                 if (by_look_up)
-                   look_up_panel(path, plan, job, row, std::min(rows, left));
-                 else
-                   run_panel(path, job, row, std::min(rows, left), scratch[worker].view());
-               });
+  share(std::size_t(panels), std::size_t(threads), [&](std::size_t worker, std::size_t panel) {
+    const int64_t row = int64_t(panel) * rows;
+    run_panel(path, job, row, std::min(rows, job.y_rows - row), scratch[worker].view());
+  });
 }
 
 }  // namespace
 
-// Size of the struct, so that a caller built against another one finds out.
-extern "C" __attribute__((visibility("default"))) int unspool_matrix_bytes() {
-  return int(sizeof(CodedMatrix));
-}
-
-// x [count, k], y [count, y_rows]. path: features.hpp. 0: done, 1: no memory,
-// 2: the processor lacks the path, 3: the look-up path does not fit this matrix.
-extern "C" __attribute__((visibility("default"))) int unspool_matmul(
-    const CodedMatrix* matrix, int32_t path, const float* x, int64_t count, int64_t y_rows,
-    int64_t threads, float* y) {
-  if (path < kPanelPortable || path > kLookUpAvx512Twin || !runs(path)) return kNoSuchPath;
-  if (path >= kLookUpAvx2 && !looks_up(*matrix)) return kNoLookUp;
-  const int64_t columns = matrix->tile_columns;
-  Multiply job{*matrix, x, count, matrix->k, 0, y, y_rows, y_rows, 0, 0};
+void unspool::float_product(const CodedMatrix& m, Path path, const float* x, int64_t count,
+                            int64_t threads, float* y) {
+  const int64_t columns = m.tile_columns;
+  Multiply job{m, x, count, m.k, 0, y, m.n, m.n, 0, 0};
   job.chunk = std::max(columns, kChunk / columns * columns);
   job.chunk_stride = up(job.chunk, kPartials);
   job.chunk_distance = job.chunk;
-  try {
-    std::vector<float> copy;
-    if (count > 2 || job.chunk % kPartials || matrix->k % kPartials) {
-      copy = by_chunks(job, x);
-      job.x = copy.data();
-      job.x_stride = job.chunk_stride;
-      job.chunk_distance = count * job.chunk_stride;
-    }
-    run(path, job, threads);
-  } catch (const std::bad_alloc&) {
-    return kNoMemory;
+  std::vector<float> copy;
+  if (count > 2 || job.chunk % kPartials || m.k % kPartials) {
+    copy = by_chunks(job, x);
+    job.x = copy.data();
+    job.x_stride = job.chunk_stride;
+    job.chunk_distance = count * job.chunk_stride;
   }
-  return 0;
+  run(path, job, threads);
 }

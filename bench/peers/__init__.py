@@ -1,0 +1,1 @@
+"""Adapters to other people's kernels: each finds its library, or says how to get it."""

@@ -1,0 +1,54 @@
+"""The product as a PyTorch operator, `unspool::linear`: what torch.compile and autograd see.
+
+A layer is named by a number: the operator's arguments are tensors and numbers, and what a layer
+holds (codes in the kernel's order) is neither. Numbers are valid in their process while the layer
+lives; nothing stores them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any, Protocol
+
+import torch
+
+from unspool.errors import ModelError
+
+
+class Multiplies(Protocol):
+    """A layer as the operator knows it."""
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., k]` to `[..., n]` in x's dtype."""
+
+
+_layers: weakref.WeakValueDictionary[int, Multiplies] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def number(layer: Multiplies) -> int:
+    """A number by which the operator finds the layer, as long as it lives."""
+    found = next(_numbers)
+    _layers[found] = layer
+    return found
+
+
+@torch.library.custom_op("unspool::linear", mutates_args=())
+def linear(x: torch.Tensor, layer: int, n: int) -> torch.Tensor:
+    """x `[..., k]` times the transposed weight of the numbered layer: `[..., n]` in x's dtype."""
+    return _layers[layer].multiply(x)
+
+
+@linear.register_fake
+def _(x: torch.Tensor, layer: int, n: int) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], n))
+
+
+def _backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    raise ModelError(
+        "no gradient flows through a quantized layer", allowed="torch.no_grad(), inference"
+    )
+
+
+linear.register_autograd(_backward)

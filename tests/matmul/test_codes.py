@@ -1,0 +1,97 @@
+"""Strips hold the stored words in another order: nothing is lost, nothing is kept twice."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import pytest
+
+from unspool.decode.target import why_not
+from unspool.matmul.choose import PATHS, choose
+from unspool.matmul.kernel import Kernel
+from unspool.spec.catalog import FORMATS
+
+TARGETS = [name for name in PATHS if not why_not(name)]
+INTEGER = [name for name, fmt in FORMATS.items() if choose(fmt, "numpy").activations == "int8"]
+BY_TABLE = ("t3.5-e2m3", "m2-e4m3", "m3-e2m1", "m3-e4m3")
+"""Codes that no kernel decodes in registers: they read the stored words."""
+
+IN_REGISTERS = [name for name in INTEGER if name not in BY_TABLE]
+
+
+def activations(m: int, k: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((m, k), np.float32)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", IN_REGISTERS)
+@pytest.mark.parametrize("n", [1, 8, 9, 24, 31, 33, 40, 64, 72, 129])
+def test_strips_give_the_stored_words_back(random_matrix, name, target, n):
+    for k in (1, 16, 300):
+        matrix = random_matrix(name, n, k)
+        words = matrix.codes.copy()
+        kernel = Kernel(matrix, target=target)
+        assert kernel.owns_codes
+        assert kernel.drop_codes()
+        matrix.codes[:] = 0
+        found = kernel.codes()
+        assert (found.dtype, found.shape) == (words.dtype, words.shape)
+        assert np.array_equal(found, words)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", IN_REGISTERS)
+def test_every_bit_has_one_place_in_a_strip(random_matrix, name, target):
+    # Every bit is numbered; the codes hold one binary digit of all the numbers at a time.
+    matrix = random_matrix(name, 72, 16)
+    words = matrix.codes.reshape(-1)
+    bits = np.arange(32 * words.size).reshape(words.size, 32)
+    for low in range(int(bits.max()).bit_length()):
+        words[:] = ((bits >> low & 1) << np.arange(32)).sum(axis=1).astype(np.uint32)
+        kernel = Kernel(matrix, target=target)
+        kernel.drop_codes()
+        assert np.array_equal(kernel.codes().reshape(-1), words)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", IN_REGISTERS)
+def test_a_kernel_that_owns_its_codes_reads_nothing_of_the_matrix(
+    random_matrix, same_bits, name, target
+):
+    matrix = random_matrix(name, 40, 300)
+    x = activations(5, 300)
+    kernel = Kernel(matrix, target=target)
+    before, decoded = kernel(x), kernel.decode_values()
+    kernel.drop_codes()
+    gone = weakref.ref(matrix.codes)
+    kept = {part: array.copy() for part, array in matrix.arrays.items()}
+    del matrix
+    assert gone() is None
+    assert same_bits(kernel(x), before)
+    assert same_bits(kernel(x[:1]), before[:1])
+    assert same_bits(kernel.decode_values(), decoded)
+    for part, array in kernel.matrix.arrays.items():
+        assert np.array_equal(array, kept[part]), part
+
+
+@pytest.mark.parametrize("target", ["numpy", *TARGETS])
+@pytest.mark.parametrize("name", [*BY_TABLE, "fp8-e4m3", "t2-e2m1"])
+def test_others_keep_the_matrix_they_read(random_matrix, name, target):
+    rounded = "float32" if name == "t2-e2m1" else "auto"
+    matrix = random_matrix(name, 40, 300)
+    kernel = Kernel(matrix, target=target, activations=rounded)
+    assert not kernel.owns_codes
+    assert not kernel.drop_codes()
+    assert kernel.codes() is matrix.codes
+    assert kernel.matrix is matrix
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_kernel_outlives_the_matrix_it_reads(random_matrix, same_bits, target):
+    matrix = random_matrix("t3.5-e2m3", 40, 300)
+    x = activations(3, 300)
+    expected = Kernel(matrix, target="numpy")(x)
+    kernel = Kernel(matrix, target=target)
+    del matrix
+    assert same_bits(kernel(x), expected)
