@@ -89,6 +89,9 @@ def two_bytes(selector: int, offsets: tuple[int, ...]) -> Program:
     )
 
 
+UPPER = (16, 20, 24, 28)
+"""Where the nibbles stand that kernels take from a product in registers."""
+
 OWN = (
     own("three-planes", "4,1 3,2 2,2", E2M3, program=looked_up(9, E2M3)),
     own("two-rings", "3,1 4,1", E2M1, program=looked_up(7, E2M1)),
@@ -105,10 +108,11 @@ OWN = (
     own("blocks-of-8", "5,1 1,1", E2M1, "b8-e4m3", program=looked_up(6, E2M1)),
     own("blocks-of-48", "5,1 2,2", E2M3, "b48-fp16", program=looked_up(7, E2M3)),
     own("multiplied", "13,4", E2M1, program=MULTIPLIED, tile=(8, 16)),
-    own("two-bytes", "16,8", E2M1, program=two_bytes(0x0110, (28, 3, 0, 17)), tile=(8, 16)),
-    own("two-bytes-blocks", "16,8", E2M1, "b16-e4m3", program=two_bytes(0x1000, (0, 9, 18, 27)),
+    own("two-bytes", "16,8", E2M1, program=two_bytes(0x0110, UPPER), tile=(8, 16)),
+    own("two-bytes-blocks", "16,8", E2M1, "b16-e4m3", program=two_bytes(0x1000, UPPER),
         tile=(8, 16)),
-    own("two-bytes-tall", "16,8", E2M1, program=two_bytes(0x0101, (4, 8, 12, 16)), tile=(16, 8)),
+    own("two-bytes-tall", "16,8", E2M1, program=two_bytes(0x0101, UPPER), tile=(16, 8)),
+    own("other-nibbles", "16,8", E2M1, program=two_bytes(0x0110, (28, 3, 0, 17)), tile=(8, 16)),
     own("plain-2", "2,2", E2M3, "b32-e8m0", program=looked_up(2, E2M3)),
     own("plain-3", "3,3", INT8, "b64-fp16", program=looked_up(3, INT8)),
     own("plain-5", "5,5", INT8, program=looked_up(5, INT8)),

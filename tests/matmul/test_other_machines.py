@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from unspool import native
-from unspool.matmul.choose import PATHS, choose
+from unspool.matmul.choose import KINDS, PATHS, choose
 from unspool.matmul.kernel import Kernel
 from unspool.spec.catalog import parse
 from unspool.spec.rotation import Rotation
@@ -87,8 +87,7 @@ class Notes:
         turns = [turn for turn, _ in here._turns]
         arrays = [*here._native.keep, *(array for _, kept in here._turns for array in kept)]
         by_address = {array.ctypes.data: array for array in arrays}
-        integer = here.activations == "int8"
-        head = PATHS[self.path], integer, *matrix.shape, len(BATCHES), len(by_address)
+        head = PATHS[self.path], KINDS["integer"], *matrix.shape, len(BATCHES), len(by_address)
         self.parts += [np.array(head, np.int64).tobytes(), *map(bytes, (here._native, *turns))]
         for address, array in by_address.items():
             self.parts += [np.array([address, array.nbytes], np.uint64).tobytes(), array.tobytes()]

@@ -41,7 +41,6 @@ class NativeMatrix(ctypes.Structure):
         ("scale_values", _POINTER), ("tensor_scale", _FLOAT),
         ("integer_unit", _FLOAT), ("largest_level", _INT),
         ("multiplies", _INT), ("selector", _WORD), ("multiplier", _WORD), ("addend", _WORD),
-        ("offsets", _INT * 4),
     )  # fmt: skip
 
     keep: list[np.ndarray]
@@ -108,12 +107,10 @@ def _put_integers(found: NativeMatrix, code: Code) -> None:
     if constants is not None:
         found.multiplies = 1
         found.selector, found.multiplier, found.addend = constants
-        for lane, (_, offset) in enumerate(code.program.outputs):
-            found.offsets[lane] = offset
 
 
 def nibbles_of_a_product(code: Code) -> tuple[int, int, int] | None:
-    """(selector, multiplier, addend) of a code whose four lanes are nibbles of
+    """(selector, multiplier, addend) of a code whose lanes are the upper four nibbles of
     permute-bytes(state, 0, selector) * multiplier + addend, the selector one of the window's two
     bytes each; None for any other."""
     program = code.program
@@ -126,7 +123,7 @@ def nibbles_of_a_product(code: Code) -> tuple[int, int, int] | None:
     chained = (state, other, first, second) == (STATE, 0, spread.result, product.result)
     if not chained or not all(isinstance(c, int) for c in (selector, multiplier, addend)):
         return None
-    whole = len(program.outputs) == 4 and all(r == total.result for r, _ in program.outputs)
+    whole = program.outputs == tuple((total.result, 16 + 4 * lane) for lane in range(4))
     inside = int(selector) < 1 << 16 and not int(selector) & 0xEEEE
     return (int(selector), int(multiplier), int(addend)) if whole and inside else None
 

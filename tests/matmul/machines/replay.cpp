@@ -3,7 +3,7 @@
 //   replay IN OUT
 //
 // IN, little endian, one product after the other:
-//   int64  path, integer, n, k, batches, arrays
+//   int64  path, kind, n, k, batches, arrays
 //   CodedMatrix, Turn, Turn; their pointers are the addresses the arrays had where they came from
 //   arrays times: uint64 address, uint64 bytes, the bytes
 //   int64 [batches] rows of activations; float32 [largest of them, k]
@@ -26,7 +26,7 @@ using namespace unspool;
 
 extern "C" {
 int unspool_prepare(const CodedMatrix*, const Turn*, const Turn*, int64_t n, int64_t k,
-                    int32_t path, int32_t integer, int64_t threads, void** out);
+                    int32_t path, int32_t kind, int64_t threads, void** out);
 int unspool_multiply(const Product* const*, int64_t count, const void* x, int32_t type, int64_t m,
                      int64_t x_stride, const Result*, int64_t threads);
 int unspool_owns_codes(const void*);
@@ -69,7 +69,7 @@ class Reader {
 };
 
 struct Case {
-  int64_t path, integer, n, k, batches, arrays;
+  int64_t path, kind, n, k, batches, arrays;
 };
 
 // The arrays that pointers of a case mean, by the address they had.
@@ -132,7 +132,7 @@ void replay(Reader& in, std::ofstream& out) {
   }
   void* product = nullptr;
   const int status = unspool_prepare(&m, &turns[0], &turns[1], c.n, c.k, int32_t(c.path),
-                                     int32_t(c.integer), kThreads, &product);
+                                     int32_t(c.kind), kThreads, &product);
   expect(status == 0, "prepare", status);
   multiply(c, product, in, out);
   put_codes(m, product, out);

@@ -48,10 +48,10 @@ struct CodedMatrix {
   float integer_unit;
   int32_t largest_level;
 
-  // The program, where it is four nibbles of (bytes of the window, spread) * multiplier + addend.
+  // The program, where its lanes are the upper four nibbles of (bytes of the window, spread) *
+  // multiplier + addend; a nibble of the selector names a byte of the window.
   int32_t multiplies;
-  uint32_t selector, multiplier, addend;  // a nibble of the selector names a byte of the window
-  int32_t offsets[4];                     // where each lane's nibble starts in the sum
+  uint32_t selector, multiplier, addend;
 
   int64_t across() const { return k / tile_columns; }
   int32_t steps() const { return tile_rows * tile_columns / lanes; }

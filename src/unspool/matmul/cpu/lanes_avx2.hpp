@@ -12,11 +12,18 @@ constexpr int kWidth = int(sizeof(Bytes));  // bytes of a register, and rows of 
 constexpr int kLane = kWidth / 4;           // rows of a register
 constexpr int kFew = 2;     // rows of activations multiplied as the levels are decoded
 constexpr int kAtOnce = 2;  // rows that share decoded levels: 8 of 16 registers hold sums
+constexpr bool kDotFour = true;  // has dot_four
 
 UNSPOOL_INLINE Bytes load(const void* at) { return _mm256_loadu_si256((const __m256i*)at); }
 UNSPOOL_INLINE void store(void* to, Bytes a) { _mm256_storeu_si256((__m256i*)to, a); }
 UNSPOOL_INLINE Bytes broadcast_byte(uint8_t b) { return _mm256_set1_epi8((char)b); }
 UNSPOOL_INLINE Bytes broadcast_dword(uint32_t d) { return _mm256_set1_epi32((int)d); }
+// Four activations that follow one another, in every dword.
+UNSPOOL_INLINE Bytes four_activations(const int8_t* at) {
+  uint32_t four;
+  __builtin_memcpy(&four, at, 4);
+  return broadcast_dword(four);
+}
 // Bits of a where mask is set, else of b.
 UNSPOOL_INLINE Bytes select(Bytes mask, Bytes a, Bytes b) {
   return _mm256_or_si256(_mm256_and_si256(mask, a), _mm256_andnot_si256(mask, b));
@@ -37,34 +44,14 @@ UNSPOOL_INLINE Bytes multiply_add(Bytes a, Bytes by, Bytes add) {
   return _mm256_add_epi32(_mm256_mullo_epi32(a, by), add);
 }
 
-// Byte i of each qword is 8 bits from bit starts[i] on, around the qword, start = 8 * byte + s:
-//
-//   word   [byte + 1][byte]  * 2^(8 - s)  ->  [8 bits wanted][   ]     one word per window
-//
-// Windows at even places move down by 8, those at odd places stay.
-struct Windows {
-  Bytes even_places, odd_places, even_power, odd_power;
-  UNSPOOL_INLINE void set(uint64_t each) {
-    uint8_t places[2][32];
-    uint16_t powers[2][16];
-    for (int i = 0; i < 32; ++i) {
-      const int start = int(each >> 8 * (i % 8) & 63), qword = i / 8 * 8 % 16, word = i / 2;
-      places[i % 2][2 * word] = uint8_t(qword + start / 8);
-      places[i % 2][2 * word + 1] = uint8_t(qword + (start / 8 + 1) % 8);
-      powers[i % 2][word] = uint16_t(1 << (8 - start % 8));
-    }
-    even_places = load(places[0]);
-    odd_places = load(places[1]);
-    even_power = load(powers[0]);
-    odd_power = load(powers[1]);
-  }
-  UNSPOOL_INLINE Bytes cut(Bytes a) const {
-    const Bytes even = _mm256_mullo_epi16(shuffle(a, even_places), even_power);
-    const Bytes odd = _mm256_mullo_epi16(shuffle(a, odd_places), odd_power);
-    const Bytes top = _mm256_set1_epi16((short)0xff00);
-    return _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_and_si256(odd, top));
-  }
-};
+// The four nibbles of each dword's upper half, lowest first, in the low bits of its bytes: each of
+// the two bytes twice, the second time four bits further down.
+UNSPOOL_INLINE Bytes upper_nibbles(Bytes a) {
+  const Bytes twice = shuffle(
+      a, _mm256_broadcastsi128_si256(_mm_set_epi64x(0x0f0f0e0e0b0b0a0a, 0x0707060603030202)));
+  return _mm256_blendv_epi8(twice, _mm256_srli_epi16(twice, 4),
+                            _mm256_set1_epi16((short)0xff00));
+}
 
 // VPSHUFB looks 16 bytes up and gives 0 where bit 7 of the index is set. Part p of the table holds
 // the difference (xor) to part p - 1 and is read at index - 16 p: negative, hence 0, for smaller ones.
@@ -95,11 +82,11 @@ struct LookUp {
   }
 };
 
-// VPMADDUBSW saturates: 2 * 128 * 127 fits int16, 2 * 255 * 127 does not and is taken in halves.
-template <bool Wide>
+// Wide levels, whose pairs do not fit int16, are taken in halves.
+template <Range Levels>
 UNSPOOL_INLINE Bytes dot(Bytes sum, Bytes weights, Bytes activations) {
   const Bytes ones = _mm256_set1_epi16(1);
-  if (!Wide)
+  if (Levels != kWide)
     return _mm256_add_epi32(
         sum, _mm256_madd_epi16(_mm256_maddubs_epi16(weights, activations), ones));
   const Bytes low = _mm256_and_si256(weights, broadcast_byte(1));
@@ -107,6 +94,16 @@ UNSPOOL_INLINE Bytes dot(Bytes sum, Bytes weights, Bytes activations) {
   const Bytes halves = _mm256_madd_epi16(_mm256_maddubs_epi16(half, activations), ones);
   const Bytes rest = _mm256_madd_epi16(_mm256_maddubs_epi16(low, activations), ones);
   return _mm256_add_epi32(_mm256_add_epi32(sum, rest), _mm256_add_epi32(halves, halves));
+}
+
+// Four dots of small levels at once: their pairs are summed in int16 and widened together.
+UNSPOOL_INLINE Bytes dot_four(Bytes sum, const Bytes* weights, const int8_t* activations) {
+  Bytes pairs = _mm256_maddubs_epi16(weights[0], four_activations(activations));
+  UNSPOOL_UNROLL
+  for (int i = 1; i < 4; ++i)
+    pairs = _mm256_add_epi16(
+        pairs, _mm256_maddubs_epi16(weights[i], four_activations(activations + 4 * i)));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
 UNSPOOL_INLINE Floats to_floats(Bytes sums) { return _mm256_cvtepi32_ps(sums); }

@@ -8,11 +8,18 @@ constexpr int kWidth = int(sizeof(Bytes));  // bytes of a register, and rows of 
 constexpr int kLane = kWidth / 4;           // rows of a register
 constexpr int kFew = 4;     // rows of activations multiplied as the levels are decoded
 constexpr int kAtOnce = 6;  // rows that share decoded levels: 24 registers of sums, 4 of levels
+constexpr bool kDotFour = false;
 
 UNSPOOL_INLINE Bytes load(const void* at) { return _mm512_loadu_si512(at); }
 UNSPOOL_INLINE void store(void* to, Bytes a) { _mm512_storeu_si512(to, a); }
 UNSPOOL_INLINE Bytes broadcast_byte(uint8_t b) { return _mm512_set1_epi8((char)b); }
 UNSPOOL_INLINE Bytes broadcast_dword(uint32_t d) { return _mm512_set1_epi32((int)d); }
+// Four activations that follow one another, in every dword.
+UNSPOOL_INLINE Bytes four_activations(const int8_t* at) {
+  uint32_t four;
+  __builtin_memcpy(&four, at, 4);
+  return broadcast_dword(four);
+}
 // VPTERNLOGD: bits of a where mask is set, else of b.
 UNSPOOL_INLINE Bytes select(Bytes mask, Bytes a, Bytes b) {
   return _mm512_ternarylogic_epi64(mask, a, b, 0xca);
@@ -43,6 +50,11 @@ struct Windows {
   UNSPOOL_INLINE Bytes cut(Bytes a) const { return _mm512_multishift_epi64_epi8(starts, a); }
 };
 
+// The four nibbles of each dword's upper half, lowest first, in the low bits of its bytes.
+UNSPOOL_INLINE Bytes upper_nibbles(Bytes a) {
+  return _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x3c3834301c181410), a);
+}
+
 // VPERMB takes 6 bits of an index and VPERMI2B 7; the rest of the byte does not matter.
 template <int Bits>
 struct LookUp {
@@ -58,7 +70,7 @@ struct LookUp {
 };
 
 // VPDPBUSD: sum + the four products of unsigned weights and signed activations of each dword.
-template <bool Wide>
+template <Range Levels>
 UNSPOOL_INLINE Bytes dot(Bytes sum, Bytes weights, Bytes activations) {
   return _mm512_dpbusd_epi32(sum, weights, activations);
 }

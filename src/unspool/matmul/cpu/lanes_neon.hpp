@@ -8,11 +8,18 @@ constexpr int kWidth = int(sizeof(Bytes));  // bytes of a register, and rows of 
 constexpr int kLane = kWidth / 4;           // rows of a register
 constexpr int kFew = 4;     // rows of activations multiplied as the levels are decoded
 constexpr int kAtOnce = 6;  // rows that share decoded levels: 24 of 32 registers hold sums
+constexpr bool kDotFour = false;
 
 UNSPOOL_INLINE Bytes load(const void* at) { return vld1q_u8((const uint8_t*)at); }
 UNSPOOL_INLINE void store(void* to, Bytes a) { vst1q_u8((uint8_t*)to, a); }
 UNSPOOL_INLINE Bytes broadcast_byte(uint8_t b) { return vdupq_n_u8(b); }
 UNSPOOL_INLINE Bytes broadcast_dword(uint32_t d) { return vreinterpretq_u8_u32(vdupq_n_u32(d)); }
+// Four activations that follow one another, in every dword.
+UNSPOOL_INLINE Bytes four_activations(const int8_t* at) {
+  uint32_t four;
+  __builtin_memcpy(&four, at, 4);
+  return broadcast_dword(four);
+}
 // BSL: bits of a where mask is set, else of b.
 UNSPOOL_INLINE Bytes select(Bytes mask, Bytes a, Bytes b) { return vbslq_u8(mask, a, b); }
 UNSPOOL_INLINE Bytes exclusive_or(Bytes a, Bytes b) { return veorq_u8(a, b); }
@@ -57,6 +64,13 @@ struct Windows {
   }
 };
 
+// The four nibbles of each dword's upper half, lowest first, in the low bits of its bytes.
+UNSPOOL_INLINE Bytes upper_nibbles(Bytes a) {
+  const Bytes spread = shuffle(a, vreinterpretq_u8_u64(vcombine_u64(
+      vcreate_u64(0x0707060603030202), vcreate_u64(0x0f0f0e0e0b0b0a0a))));
+  return vbslq_u8(vreinterpretq_u8_u16(vdupq_n_u16(0xff00)), vshrq_n_u8(spread, 4), spread);
+}
+
 // TBL of one, two or four registers; TBX reads on in the second four where the index goes beyond.
 template <int Bits>
 struct LookUp {
@@ -79,7 +93,7 @@ struct LookUp {
 };
 
 // SDOT: both sides are signed, levels are stored as they are.
-template <bool Wide>
+template <Range Levels>
 UNSPOOL_INLINE Bytes dot(Bytes sum, Bytes weights, Bytes activations) {
   return vreinterpretq_u8_s32(vdotq_s32(vreinterpretq_s32_u8(sum), vreinterpretq_s8_u8(weights),
                                         vreinterpretq_s8_u8(activations)));

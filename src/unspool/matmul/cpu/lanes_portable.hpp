@@ -13,6 +13,7 @@ struct Floats {
 
 constexpr int kFew = 1;     // rows of activations multiplied as the levels are decoded
 constexpr int kAtOnce = 1;  // rows that share decoded levels: there are no registers to hold sums
+constexpr bool kDotFour = false;
 
 template <class Each>
 UNSPOOL_INLINE Bytes each_byte(const Each& each) {
@@ -53,6 +54,12 @@ UNSPOOL_INLINE Bytes broadcast_byte(uint8_t b) {
 }
 UNSPOOL_INLINE Bytes broadcast_dword(uint32_t d) {
   return each_word<uint32_t>([&](int) { return d; });
+}
+// Four activations that follow one another, in every dword.
+UNSPOOL_INLINE Bytes four_activations(const int8_t* at) {
+  uint32_t four;
+  __builtin_memcpy(&four, at, 4);
+  return broadcast_dword(four);
 }
 UNSPOOL_INLINE Bytes select(const Bytes& mask, const Bytes& a, const Bytes& b) {
   return each_byte([&](int i) { return (a.b[i] & mask.b[i]) | (b.b[i] & ~mask.b[i]); });
@@ -98,6 +105,10 @@ struct Windows {
   }
 };
 
+UNSPOOL_INLINE Bytes upper_nibbles(const Bytes& a) {
+  return each_byte([&](int i) { return a.b[i / 4 * 4 + 2 + i % 4 / 2] >> 4 * (i % 2); });
+}
+
 template <int Bits>
 struct LookUp {
   uint8_t table[128];
@@ -107,7 +118,7 @@ struct LookUp {
   }
 };
 
-template <bool Wide>
+template <Range Levels>
 UNSPOOL_INLINE Bytes dot(const Bytes& sum, const Bytes& weights, const Bytes& activations) {
   return each_word<int32_t>([&](int i) {
     int32_t found = word<int32_t>(sum, i);

@@ -18,12 +18,6 @@ UNSPOOL_INLINE Floats scales_at(const uint8_t* at, int j, Floats factor) {
   return product(halves(at + 2 * kLane * j), factor);
 }
 
-UNSPOOL_INLINE Bytes four_activations(const int8_t* at) {
-  uint32_t four;
-  __builtin_memcpy(&four, at, 4);
-  return broadcast_dword(four);
-}
-
 // All units of register J, then of the next: the sums of one register are in use at a time.
 template <class Code, int M, int J, int Unit>
 UNSPOOL_INLINE void steps(const Code& code, const Bytes* v, const int8_t* x, Bytes (&sums)[M][4]) {
@@ -34,7 +28,7 @@ UNSPOOL_INLINE void steps(const Code& code, const Bytes* v, const int8_t* x, Byt
       const Bytes weights = code.levels(index, lane);
       UNSPOOL_UNROLL
       for (int i = 0; i < M; ++i)
-        sums[i][J] = dot<Code::kWide>(
+        sums[i][J] = dot<Code::kRange>(
             sums[i][J], weights,
             four_activations(x + i * kChunkColumns + 4 * (Unit * Code::kLanes + lane)));
     }
@@ -128,8 +122,42 @@ static void decode(const StripJob& job, const uint8_t* at, int64_t width, uint8_
   }
 }
 
-// M rows of activations times decoded levels over one group; M * 4 sums stay in registers.
-template <bool Wide, int M>
+// Sums of M rows of activations times decoded levels, in registers.
+template <Range Levels, int M>
+UNSPOOL_INLINE void dots(const uint8_t* levels, const int8_t* x, const int8_t* end,
+                         Bytes (&sums)[M][4]) {
+  for (; x < end; x += 4, levels += 4 * kWidth) {
+    Bytes w[4];
+    UNSPOOL_UNROLL
+    for (int j = 0; j < 4; ++j) w[j] = load(levels + j * kWidth);
+    UNSPOOL_UNROLL
+    for (int i = 0; i < M; ++i) {
+      const Bytes four = four_activations(x + i * kChunkColumns);
+      UNSPOOL_UNROLL
+      for (int j = 0; j < 4; ++j) sums[i][j] = dot<Levels>(sums[i][j], w[j], four);
+    }
+  }
+}
+
+// The same in steps of 16 columns, for small levels.
+template <int M>
+UNSPOOL_INLINE void dots_by_fours(const uint8_t* levels, const int8_t* x, const int8_t* end,
+                                  Bytes (&sums)[M][4]) {
+  if constexpr (kDotFour)
+    for (; x < end; x += 16, levels += 16 * kWidth) {
+      UNSPOOL_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        Bytes w[4];
+        UNSPOOL_UNROLL
+        for (int step = 0; step < 4; ++step) w[step] = load(levels + (4 * step + j) * kWidth);
+        UNSPOOL_UNROLL
+        for (int i = 0; i < M; ++i) sums[i][j] = dot_four(sums[i][j], w, x + i * kChunkColumns);
+      }
+    }
+}
+
+// M rows of activations times decoded levels over one group, added to their totals.
+template <Range Levels, int M>
 static void group_dots(const uint8_t* levels, const int8_t* x, int64_t width, const int32_t* starts,
                        const float* x_scales, const float* scales, float* totals) {
   Bytes sums[M][4];
@@ -138,17 +166,10 @@ static void group_dots(const uint8_t* levels, const int8_t* x, int64_t width, co
     UNSPOOL_UNROLL
     for (int j = 0; j < 4; ++j) sums[i][j] = broadcast_dword(uint32_t(starts[i]));
   }
-  for (const int8_t* const end = x + width; x < end; x += 4, levels += 4 * kWidth) {
-    Bytes w[4];
-    UNSPOOL_UNROLL
-    for (int j = 0; j < 4; ++j) w[j] = load(levels + j * kWidth);
-    UNSPOOL_UNROLL
-    for (int i = 0; i < M; ++i) {
-      const Bytes four = four_activations(x + i * kChunkColumns);
-      UNSPOOL_UNROLL
-      for (int j = 0; j < 4; ++j) sums[i][j] = dot<Wide>(sums[i][j], w[j], four);
-    }
-  }
+  if (kDotFour && Levels == kSmall && width % 16 == 0)
+    dots_by_fours<M>(levels, x, x + width, sums);
+  else
+    dots<Levels, M>(levels, x, x + width, sums);
   UNSPOOL_UNROLL
   for (int i = 0; i < M; ++i) {
     UNSPOOL_UNROLL
@@ -164,15 +185,15 @@ static void group_dots(const uint8_t* levels, const int8_t* x, int64_t width, co
 typedef void (*GroupDots)(const uint8_t*, const int8_t*, int64_t, const int32_t*, const float*,
                           const float*, float*);
 
-template <bool Wide>
-static GroupDots group_dots_of(int64_t rows) {
-  switch (rows) {
-    case 1: return group_dots<Wide, 1>;
-    case 2: return group_dots<Wide, 2>;
-    case 3: return group_dots<Wide, 3>;
-    case 4: return group_dots<Wide, 4>;
-    case 5: return group_dots<Wide, 5>;
-    default: return group_dots<Wide, 6>;
+template <int M>
+static GroupDots dots_of_rows(Range levels, int64_t rows) {
+  if constexpr (M > 1) {
+    if (rows != M) return dots_of_rows<M - 1>(levels, rows);
+  }
+  switch (levels) {
+    case kSmall: return group_dots<kSmall, M>;
+    case kNarrow: return group_dots<kNarrow, M>;
+    default: return group_dots<kWide, M>;
   }
 }
 
@@ -217,7 +238,7 @@ static void many(const StripJob& job, int64_t strip, const StripScratch& scratch
     if (Kind != kNoScale) chunk_scales<Kind>(job, strip, column, width, scratch.scales);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = b * m / blocks, rows = (b + 1) * m / blocks - first;
-      const GroupDots dots = group_dots_of<Code::kWide>(rows);
+      const GroupDots dots = dots_of_rows<kAtOnce>(s.plan.range, rows);
       for (int64_t c = 0; c < width; c += s.group) {
         const int64_t group = (column + c) / s.group;
         dots(scratch.levels + c * kWidth, job.x.at(first, column + c),
@@ -264,8 +285,7 @@ static StripKernel strip_kernel(int32_t shape, int32_t kind) {
     case table_shape(0, 6, 1): return for_scales<Table<0, 6, 1>>(kind);  // mxfp6-e2m3
     case table_shape(0, 8, 1): return for_scales<Table<0, 8, 1>>(kind);  // int8
     case kMultiplyShape: return for_scales<Multiplied>(kind);            // m2-e2m1
-    case kTabulatedShape: return for_scales<Tabulated<false>>(kind);
-    case kWideTabulatedShape: return for_scales<Tabulated<true>>(kind);
+    case kTabulatedShape: return for_scales<Tabulated>(kind);
     default: return {};
   }
 }

@@ -52,19 +52,17 @@ Shape register_shape(const CodedMatrix& m) {
   return shape;
 }
 
-// AVX2 takes levels beyond 64 only where the kernel knows of them (VPMADDUBSW saturates).
-constexpr int kNarrow = 64;
-
-// The shape to compile for: in registers where a kernel was made for it, else by the table.
+// The shape to compile for: in registers where a kernel was made for it, else by the table. Kernels in
+// registers take wide levels on AVX2 only where the bits are the level.
 Shape shape_of(const CodedMatrix& m, Path path) {
-  if (m.integer_unit == 0 || m.lanes > kMaxLanes || kChunkColumns % m.tile_columns || m.k % 4 || group_columns(m) % 4)
+  if (m.integer_unit == 0 || m.lanes > kMaxLanes || kChunkColumns % m.tile_columns || m.k % 4 ||
+      group_columns(m) % 4)
     return {};
-  const bool wide = m.largest_level > kNarrow;
   const Shape shape = register_shape(m);
   const bool fits = group_columns(m) % m.tile_columns == 0 &&
-                    (path != kAvx2 || !wide || shape.plain == 8);
+                    (path != kAvx2 || range_of(m.largest_level) != kWide || shape.plain == 8);
   if (fits && strip_kernel(path, shape.number, kNoScale).product) return shape;
-  return {0, 0, wide ? kWideTabulatedShape : kTabulatedShape};
+  return {0, 0, kTabulatedShape};
 }
 
 void plan_table(const CodedMatrix& m, const Shape& shape, Plan& plan) {
@@ -89,8 +87,6 @@ void plan_multiply(const CodedMatrix& m, Plan& plan) {
       const int of_window = int(m.selector >> 4 * (byte % 4) & 1);
       plan.spread[step][byte] = uint8_t(8 * qword + 4 * second + step + of_window);
     }
-  for (int byte = 0; byte < 8; ++byte)
-    plan.nibbles |= uint64_t(32 * (byte / 4) + m.offsets[byte % 4]) << 8 * byte;
   plan.multiplier = m.multiplier;
   plan.addend = m.addend;
 }
@@ -187,11 +183,12 @@ void put_scales(const CodedMatrix& m, const Strips& s, int64_t strip) {
     }
 }
 
-bool in_registers(int32_t shape) { return shape != kTabulatedShape && shape != kWideTabulatedShape; }
+bool in_registers(int32_t shape) { return shape != kTabulatedShape; }
 
 Plan plan_of(const CodedMatrix& m, const Shape& shape, Path path) {
   Plan plan = {};
-  plan.zero = path == kNeon ? 0 : m.largest_level > kNarrow ? 128 : kNarrow;
+  plan.range = range_of(m.largest_level);
+  plan.zero = path == kNeon ? 0 : kZeros[plan.range];
   if (shape.number == kMultiplyShape)
     plan_multiply(m, plan);
   else if (in_registers(shape.number))

@@ -16,7 +16,7 @@ struct Table {
   static constexpr int kUnits = 2;  // four steps each: half a row of a tile
   static constexpr int kQwords = (Ring ? 1 : 0) + Plain;
   static constexpr int kBits = Ring + Plain;
-  static constexpr bool kWide = kBits == 8;
+  static constexpr Range kRange = kBits == 8 ? kWide : kNarrow;
   static constexpr Pieces kPieces = Pieces(Plain);
 
   Windows windows[kUnits][kRegisters];

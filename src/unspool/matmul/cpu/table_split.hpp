@@ -16,11 +16,12 @@ struct Table {
   static constexpr int kLanes = Lanes;
   static constexpr int kUnits = 2;  // four steps each: half a row of a tile
   static constexpr int kQwords = (Ring ? 1 : 0) + Plain;
-  static constexpr bool kWide = Ring + Plain == 8;
+  static constexpr bool kPlainBytes = Ring + Plain == 8;
+  static constexpr Range kRange = kPlainBytes ? kWide : kNarrow;
   static constexpr Pieces kPieces = Pieces(Plain);
   // Plain bits that fill the low index up to four bits; the others choose between parts.
   static constexpr int kMerged = Ring >= 4 ? 0 : Ring + Plain <= 4 ? Plain : 4 - Ring;
-  static constexpr int kLow = Ring + kMerged, kTop = kWide ? 0 : Plain - kMerged;
+  static constexpr int kLow = Ring + kMerged, kTop = kPlainBytes ? 0 : Plain - kMerged;
 
   struct Index {
     Bytes low, top[kTop + 1];
@@ -96,7 +97,7 @@ struct Table {
   UNSPOOL_INLINE Index index(const Bytes* v) const {
     constexpr int kOutput = kRegisters * Unit + J;
     Index found;
-    if constexpr (kWide) {
+    if constexpr (kPlainBytes) {
       found.low = v[kOutput];  // the bits are the level
     } else {
       if constexpr (Ring != 0) found.low = cut<Unit, J>(v[0]);
@@ -118,7 +119,7 @@ struct Table {
   }
 
   UNSPOOL_INLINE Bytes levels(const Index& index, int lane) const {
-    if constexpr (kWide)
+    if constexpr (kPlainBytes)
       return exclusive_or(index.low, zero);
     else
       return pick<kTop>(index, parts[lane]);
