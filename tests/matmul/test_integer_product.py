@@ -214,41 +214,51 @@ def test_every_scale_of_a_row(random_matrix, same_bits, scale, target):
 def test_tensor_scales_of_every_magnitude(random_matrix, same_bits, name, target):
     matrix = random_matrix(parse("int4").vary(scale=Scale.parse(name)), 24, 256)
     x = activations(3, 256)
-    for power in range(-149, 110, 7):
+    for power in (*range(-149, 125, 7), 121, 126):
         if matrix.tensor_scale is not None:
             matrix.tensor_scale[...] = np.float32(2.0**power) * np.float32(1.1)
         assert same_bits(Kernel(matrix, target=target)(x), defined(matrix, x)), power
 
 
-WIDE = {
+LARGEST = {
     "int8": lambda fmt: parse("int8"),
     "int8 in blocks": lambda fmt: parse("int8:b16-fp16"),
-    "64 at most": lambda fmt: fmt("4,1 3,3", np.linspace(-64, 64, 128).astype(int)),
-    "65 at most": lambda fmt: fmt("4,1 3,3", np.linspace(-65, 65, 128).astype(int)),
-    "by a table": lambda fmt: fmt("5,1 2,2", np.arange(-128, 256, 3)),
-    "by a large table": lambda fmt: fmt("4,1 5,5", np.arange(-256, 256) // 2, "b32-e8m0"),
-    "plain": lambda fmt: fmt("6,6", np.arange(-128, 128, 4) | 3),
+    "16": lambda fmt: fmt("4,1 3,3", spread(-16, 16, 128)),
+    "16 by a table": lambda fmt: fmt("4,1 5,5", spread(-16, 16, 512)),
+    "17": lambda fmt: fmt("4,1 3,3", spread(-17, 17, 128)),
+    "17 by a table": lambda fmt: fmt("4,1 5,5", spread(-17, 17, 512), "b32-e8m0"),
+    "64": lambda fmt: fmt("4,1 3,3", spread(-64, 64, 128)),
+    "64 by a table": lambda fmt: fmt("4,1 5,5", spread(-64, 64, 512)),
+    "65": lambda fmt: fmt("4,1 3,3", spread(-65, 65, 128)),
+    "127": lambda fmt: fmt("5,1 2,2", spread(-127, 127, 128)),
+    "128 by a table": lambda fmt: fmt("4,1 5,5", spread(-128, 127, 512), "b32-e8m0"),
+    "plain bits": lambda fmt: fmt("6,6", spread(-128, 127, 64)),
+    "one side alone": lambda fmt: fmt("5,1 1,1", spread(1, 127, 64), "b8-fp16"),
 }
-"""Codes with levels near the ends of int8, some kernels of which have int16 in between."""
+"""Largest levels around those that kernels tell apart (16 and 64, strips.hpp)."""
+
+
+def spread(least: int, most: int, count: int) -> np.ndarray:
+    return np.linspace(least, most, count).round().astype(int)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", LARGEST)
 def test_no_sum_on_the_way_overflows(random_matrix, table_format, same_bits, name, target):
-    matrix = random_matrix(WIDE[name](table_format), 64, 512)
-    kernel = Kernel(matrix, target=target)
-    levels = kernel.decode_operands().astype(np.uint8).view(np.int8)
-    most, least = int(levels.max()), int(levels.min())
-    assert most >= 64
-    assert least <= -64
-    signs = np.where(levels.astype(np.int16) >= 0, 127, -127).astype(np.float32)
-    # As large as can be in every sum of row i, as small, and both sides of a pair of columns.
-    x = np.concatenate([signs[:8], -signs[:8], np.full((2, 512), np.float32(127))])
-    x[-1] = -127
-    expected = defined(matrix, x)
-    assert same_bits(kernel(x), expected)
-    for row, one in zip(x, expected, strict=True):
-        assert same_bits(kernel(row[None]), one[None])
+    matrix = random_matrix(LARGEST[name](table_format), 64, 512)
+    for word in (None, 0, 0xFFFFFFFF):  # all bits: the least and the largest level everywhere
+        if word is not None:
+            matrix.codes[:] = word
+        kernel = Kernel(matrix, target=target)
+        levels = kernel.decode_operands().astype(np.uint8).view(np.int8)
+        signs = np.where(levels >= 0, np.float32(127), np.float32(-127))
+        # The largest sum of each of eight rows, the least; all alike, for what is added to levels.
+        x = np.concatenate([signs[:8], -signs[:8], np.full((2, 512), np.float32(127))])
+        x[-1] = -127
+        expected = defined(matrix, x)
+        assert same_bits(kernel(x), expected)
+        for row, one in zip(x, expected, strict=True):
+            assert same_bits(kernel(row[None]), one[None])
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -3,7 +3,7 @@
 //   replay IN OUT
 //
 // IN, little endian, one product after the other:
-//   int64  path, kind, n, k, batches, arrays
+//   int64  path, kind, n, k, batches, arrays, bytes of a CodedMatrix, bytes of a Turn
 //   CodedMatrix, Turn, Turn; their pointers are the addresses the arrays had where they came from
 //   arrays times: uint64 address, uint64 bytes, the bytes
 //   int64 [batches] rows of activations; float32 [largest of them, k]
@@ -69,7 +69,7 @@ class Reader {
 };
 
 struct Case {
-  int64_t path, kind, n, k, batches, arrays;
+  int64_t path, kind, n, k, batches, arrays, matrix_bytes, turn_bytes;
 };
 
 // The arrays that pointers of a case mean, by the address they had.
@@ -77,8 +77,9 @@ struct Arrays {
   std::map<uint64_t, std::vector<char>> by_address;
   template <class T>
   void mend(const T*& pointer) {
-    if (pointer)
-      pointer = reinterpret_cast<const T*>(by_address.at(reinterpret_cast<uint64_t>(pointer)).data());
+    if (!pointer) return;
+    const std::vector<char>& array = by_address.at(reinterpret_cast<uint64_t>(pointer));
+    pointer = reinterpret_cast<const T*>(array.data());
   }
   void mend(const void*& pointer) { mend(reinterpret_cast<const char*&>(pointer)); }
 };
@@ -115,6 +116,8 @@ void put_codes(const CodedMatrix& m, const void* product, std::ofstream& out) {
 
 void replay(Reader& in, std::ofstream& out) {
   const Case c = in.take<Case>();
+  expect(c.matrix_bytes == sizeof(CodedMatrix), "bytes of a matrix", int(sizeof(CodedMatrix)));
+  expect(c.turn_bytes == sizeof(Turn), "bytes of a turn", int(sizeof(Turn)));
   CodedMatrix m = in.take<CodedMatrix>();
   Turn turns[] = {in.take<Turn>(), in.take<Turn>()};
   Arrays arrays;

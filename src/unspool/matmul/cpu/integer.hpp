@@ -37,7 +37,7 @@ struct Activations {
 struct StripJob {
   const Strips& strips;
   Activations x;
-  float scale_factor;   // what a scale of a block is multiplied with: tensor scale, unit, format
+  float scale_factor;   // what a scale of a block is multiplied with: tensor scale times unit
   int64_t scale_bytes;  // of the rows of a strip and one block
 
   const uint8_t* scales_of(int64_t strip) const {

@@ -20,9 +20,9 @@ UNSPOOL_INLINE Bytes four_activations(const int8_t* at) {
   __builtin_memcpy(&four, at, 4);
   return broadcast_dword(four);
 }
-// VPTERNLOGD: bits of a where mask is set, else of b.
+// VPTERNLOGD: bits of a where mask is set, else of b, which it overwrites: no copy of the mask.
 UNSPOOL_INLINE Bytes select(Bytes mask, Bytes a, Bytes b) {
-  return _mm512_ternarylogic_epi64(mask, a, b, 0xca);
+  return _mm512_ternarylogic_epi64(b, a, mask, 0xd8);
 }
 UNSPOOL_INLINE Bytes exclusive_or(Bytes a, Bytes b) { return _mm512_xor_si512(a, b); }
 // VPSRLW, VPSLLW: bits cross from byte to byte; callers mask or ignore them.

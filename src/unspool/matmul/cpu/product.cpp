@@ -222,7 +222,7 @@ void multiply(const std::vector<const Product*>& products, const Rows& all, int3
 void fold_scales(Product& p) {
   const CodedMatrix& m = p.matrix;
   const float factor = m.tensor_scale * m.integer_unit;
-  p.block_factor = m.scale_kind == kE4M3Scale ? 256 * factor : factor;
+  p.block_factor = factor;
   p.row_scales.assign(std::size_t(m.n), m.scale_kind == kNoScale ? factor : 1);
   CodedMatrix folded = m;
   folded.tensor_scale = factor;

@@ -13,7 +13,8 @@ constexpr int columns_of() {
 // The scales of a register's rows for one block, times `factor`; of four registers in a row.
 template <int Kind>
 UNSPOOL_INLINE Floats scales_at(const uint8_t* at, int j, Floats factor) {
-  if (Kind == kE4M3Scale) return product(e4m3_256ths(at + kLane * j), factor);
+  if (Kind == kE4M3Scale)
+    return product(product(e4m3_256ths(at + kLane * j), broadcast(256)), factor);
   if (Kind == kE8M0Scale) return product(e8m0(at + kLane * j), factor);
   return product(halves(at + 2 * kLane * j), factor);
 }
