@@ -218,7 +218,7 @@ def multiply(
         count = len(kernels)
         handles = (ctypes.c_void_p * count)(*[kernel._handle for kernel in kernels])
         pairs = zip(kernels, results, strict=True)
-        places = (Result * count)(*[(y, kernel.shape[0], bias) for kernel, (y, bias) in pairs])
+        places = (Result * count)(*[Result(y, each.shape[0], bias) for each, (y, bias) in pairs])
         status = _functions()[1](handles, count, *x, places, threads)
     if status:
         native.check(status, "matmul")

@@ -69,8 +69,9 @@ def join_siblings(model: nn.Module) -> int:
     groups = 0
     for module in model.modules():
         for names in TOGETHER:
-            layers = [getattr(module, name, None) for name in names]
-            if all(isinstance(layer, QuantizedLinear) for layer in layers):
+            found = [getattr(module, name, None) for name in names]
+            layers = [layer for layer in found if isinstance(layer, QuantizedLinear)]
+            if len(layers) == len(names):
                 siblings = Siblings(layers)
                 for layer in layers:
                     layer.siblings = siblings
