@@ -18,6 +18,11 @@ from unspool.errors import NativeError, SlowPathWarning
 ENVIRONMENT_VARIABLE = "UNSPOOL_NATIVE"
 """A path to the library, for development against a build folder."""
 
+ABI = 3
+"""What functions of the library take and return: raised with every change, here and in C++."""
+
+MOST_THREADS = 1024
+
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
@@ -37,9 +42,16 @@ def why_not() -> str:
     if not path.is_file():
         return f"{ENVIRONMENT_VARIABLE} names {path}, which is not a file"
     try:
-        ctypes.CDLL(str(path))
+        abi = getattr(ctypes.CDLL(str(path)), "unspool_abi", None)
     except OSError as error:
         return f"{path.name} does not load: {error}"
+    if abi is None or abi() != ABI:
+        raise NativeError(
+            "the compiled library is not of this version: install the package again (make setup)",
+            where=str(path),
+            found=None if abi is None else abi(),
+            allowed=ABI,
+        )
     return ""
 
 
@@ -64,8 +76,9 @@ def threads(wanted: int | None) -> int:
     if wanted is None:
         visible = getattr(os, "sched_getaffinity", None)
         return len(visible(0)) if visible else os.cpu_count() or 1
-    if wanted < 1:
-        raise NativeError("not a thread count", where="threads", found=wanted, allowed="1 or more")
+    if not 1 <= wanted <= MOST_THREADS:
+        allowed = f"1 to {MOST_THREADS}"
+        raise NativeError("not a thread count", where="threads", found=wanted, allowed=allowed)
     return wanted
 
 

@@ -155,12 +155,21 @@ Pool& pool() {
   return *own;
 }
 
+// Whether this process is a fork of the one that loaded the library: GNU OpenMP waits for ever for threads
+// that did not come along.
+#if defined(__linux__)
+const pid_t loaded_by = getpid();
+bool forked_since() { return getpid() != loaded_by; }
+#else
+bool forked_since() { return false; }
+#endif
+
 }  // namespace
 
 void run_on_threads(std::size_t threads, void (*work)(void*, std::size_t), void* context) {
   Team team{work, context};
   const OpenMp omp = open_mp();
-  if (!omp.parallel) return pool().run(threads, team);
+  if (!omp.parallel || forked_since()) return pool().run(threads, team);
   if (omp.in_parallel()) return team.join();
   omp.parallel([](void* t) { static_cast<Team*>(t)->join(); }, &team, unsigned(threads), 0);
 }

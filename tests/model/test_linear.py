@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from unspool.errors import ModelError
 from unspool.matmul.kernel import Kernel
@@ -124,7 +127,7 @@ def test_copies_are_independent():
 
 def test_a_wrong_width_and_a_wrong_device_are_errors():
     layer = QuantizedLinear.from_matrix(some_matrix("nvfp4", 16, 32))
-    with pytest.raises(ModelError, match=r"found 2, 33; allowed: \[..., 32\]"):
+    with pytest.raises(ModelError, match=r"found \[2, 33\] of torch.float32; allowed: \[..., 32\]"):
         layer(some_input(2, 33))
     with pytest.raises(ModelError, match="CPU only"):
         layer(torch.empty(2, 32, device="meta"))
@@ -163,3 +166,48 @@ def test_a_layer_made_in_inference_mode_runs():
         empty = QuantizedLinear(layer.format, 32, 16)
         empty.load_state_dict(layer.state_dict())
         assert torch.equal(empty(some_input(2, 32)), layer(some_input(2, 32)))
+
+
+def test_a_bias_set_or_taken_away_later_is_seen():
+    layer, x = QuantizedLinear.from_matrix(some_matrix("t2-e2m1", 16, 64)), some_input(2, 64)
+    bare, bias = layer(x), some_input(16)
+    layer.bias = torch.nn.Parameter(bias, requires_grad=False)
+    assert torch.equal(layer(x), bare + bias)
+    layer.bias = None
+    assert torch.equal(layer(x), bare)
+
+
+def test_what_is_written_into_a_state_dictionary_is_seen():
+    layer, x = QuantizedLinear.from_matrix(some_matrix("t2-e2m1", 16, 64)), some_input(2, 64)
+    before = layer(x)
+    layer.state_dict()["weight_codes"].zero_()
+    assert not torch.equal(layer(x), before)
+
+
+def test_integers_are_refused():
+    layer = QuantizedLinear.from_matrix(some_matrix("t2-e2m1", 16, 64))
+    with pytest.raises(ModelError, match="floating-point"):
+        layer(torch.ones(1, 64, dtype=torch.int32))
+
+
+def test_threads_that_come_first_together_find_one_weight():
+    x = some_input(1, 64)
+    for seed in range(20):
+        layer = QuantizedLinear.from_matrix(some_matrix("t2-e2m1", 16, 64, seed))
+        expected = copy.deepcopy(layer)(x)
+        start = threading.Barrier(4)
+
+        def multiply(layer=layer, start=start):
+            start.wait()
+            return layer(x)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = [future.result() for future in [pool.submit(multiply) for _ in range(4)]]
+        assert all(torch.equal(y, expected) for y in found)
+        assert not layer.weight_codes.is_meta
+
+
+def test_a_traced_layer_is_the_layer():
+    layer, x = QuantizedLinear.from_matrix(some_matrix("t2-e2m1", 16, 64)), some_input(2, 64)
+    traced = make_fx(layer)(x)
+    assert torch.equal(traced(2 * x), layer(2 * x))

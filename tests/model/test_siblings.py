@@ -8,7 +8,7 @@ from torch import nn
 
 from unspool.matmul import kernel
 from unspool.model import product
-from unspool.model.siblings import join_siblings
+from unspool.model.siblings import MISSES, join_siblings
 from unspool.model.swap import quantize
 
 
@@ -63,13 +63,13 @@ def test_another_activation_is_not_taken_for_the_same(calls):
     assert torch.equal(model.v_proj(x), model.v_proj.multiply(x))
 
 
-def test_a_product_nobody_comes_for_ends_it(calls):
+def test_products_nobody_comes_for_end_it_after_a_few_times(calls):
     model = Attention()
     join_siblings(model)
-    model.q_proj(torch.randn(1, 96))
-    model.q_proj(torch.randn(1, 96))
+    for _ in range(MISSES + 2):
+        model.q_proj(torch.randn(1, 96))
     assert not model.q_proj.siblings.together
-    assert calls == [3, 1]
+    assert calls == [3] * (MISSES + 1) + [1]
 
 
 def test_a_write_between_the_calls_is_seen():
@@ -79,3 +79,29 @@ def test_a_write_between_the_calls_is_seen():
     model.q_proj(x)
     x.mul_(2)
     assert torch.equal(model.k_proj(x), model.k_proj.multiply(x))
+
+
+def test_tensors_that_count_no_writes_are_multiplied_one_by_one(calls):
+    model = Attention()
+    join_siblings(model)
+    with torch.inference_mode():
+        x = torch.randn(1, 96)
+        model(x)
+    assert calls == [1, 1, 1]
+
+
+def test_a_layer_that_changed_between_the_calls_is_seen():
+    model, other = Attention(), Attention()
+    join_siblings(model)
+    x = torch.randn(1, 96)
+    model.q_proj(x)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model.k_proj(x), other.k_proj(x))
+
+
+def test_projections_of_other_activations_are_not_joined():
+    model = Attention()
+    model.k_proj = nn.Linear(64, 24)
+    quantize(model, "int8", include=("k_proj",))
+    assert join_siblings(model) == 0
+    assert model.q_proj(torch.randn(1, 96)).shape == (1, 64)

@@ -25,7 +25,7 @@ ModelPath = Annotated[
 Activations = Annotated[
     str,
     typer.Option(
-        "--activations", help="What quantized layers round theirs to: auto, int8 or float32."
+        "--activations", help="What quantized layers round theirs to: auto, int8, bf16 or float32."
     ),
 ]
 

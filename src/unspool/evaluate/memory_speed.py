@@ -40,9 +40,10 @@ class ReadMemory:
         if not self._handle:
             raise NativeError("no memory to read", where="read speed", found=f"{size} bytes")
         self.nbytes, self.slice = size, min(size, SLICE)
-        self._starts = itertools.cycle(range(0, size, self.slice))
+        self._starts = itertools.cycle(range(0, size - self.slice + 1, self.slice))
         self._read = library.unspool_read
         self._release = weakref.finalize(self, library.unspool_read_release, self._handle)
+        self._release.atexit = False  # a thread may be reading while the process ends
 
     def read(self, threads: int = 1, streams: int = 1) -> int:
         """Reads the next slice once; the exclusive-or of its 64-bit words.

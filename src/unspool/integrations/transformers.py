@@ -24,6 +24,7 @@ from unspool.checkpoint import manifest as manifests
 from unspool.checkpoint.manifest import Layer, Manifest
 from unspool.checkpoint.read import open_checkpoint
 from unspool.errors import CheckpointError
+from unspool.matmul.choose import check_activations
 from unspool.model import swap
 from unspool.model.linear import QuantizedLinear
 from unspool.model.load import (
@@ -50,6 +51,7 @@ class UnspoolConfig(QuantizationConfigMixin):
         self, *, dequantize: bool = False, activations: str = "auto", **declared: Any
     ) -> None:
         self.quant_method = QUANT_METHOD
+        check_activations(activations)
         self.dequantize, self.activations = dequantize, activations
         declared.setdefault("quant_method", QUANT_METHOD)
         self.manifest = manifests.parse(declared) if len(declared) > 1 else None
@@ -57,7 +59,7 @@ class UnspoolConfig(QuantizationConfigMixin):
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds."""
         if self.manifest is None:
-            return {"quant_method": QUANT_METHOD, "dequantize": self.dequantize}
+            return {"quant_method": QUANT_METHOD, **self.get_loading_attributes()}
         return self.manifest.to_json()
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
@@ -116,11 +118,12 @@ def load(
     """A causal language model on the CPU, in evaluation mode: a checkpoint of ours, verified in
     full, or any other Hugging Face model as it is.
 
-    `activations` is what quantized layers round theirs to: "float32", "int8", or "auto" for int8
-    where the weights are exact in it (`matmul.choose`).
+    `activations` is what quantized layers round theirs to: "float32", "bf16", "int8", or "auto" for
+    int8 where the weights are exact in it (`matmul.choose`).
 
     Raises CheckpointError and ModelError; never returns a model with weights missing.
     """
+    check_activations(activations)
     folder = locate(path)
     if not is_checkpoint(check_folder(folder)):
         return load_model(folder, dtype=dtype)

@@ -67,13 +67,18 @@ class Choice:
         return PATHS[target], KINDS.get(kind, FLOAT_KINDS.get(self.activations, 0))
 
 
+def check_activations(name: str) -> None:
+    """Raises UnspoolError for a name that is not in ACTIVATIONS."""
+    if name not in ACTIVATIONS:
+        raise UnspoolError("no such activations", found=name, allowed=ACTIVATIONS)
+
+
 def choose(fmt: Format, target: str, activations: str = "auto", *, pairs: bool = False) -> Choice:
     """The kernel of a format on a target of `decode.target`; `pairs`: it has VDPBF16PS.
 
     Raises UnspoolError for activations that do not exist, or int8 where the weights are not exact.
     """
-    if activations not in ACTIVATIONS:
-        raise UnspoolError("no such activations", found=activations, allowed=ACTIVATIONS)
+    check_activations(activations)
     reason = why_not_integer(fmt)
     if reason and activations == "int8":
         raise UnspoolError(
@@ -82,7 +87,7 @@ def choose(fmt: Format, target: str, activations: str = "auto", *, pairs: bool =
             found=activations,
             allowed="auto, bf16, float32",
         )
-    pairs = (pairs or target == "portable") and exact_in_bfloat16(fmt)
+    pairs = pairs and exact_in_bfloat16(fmt)
     rounded = activations
     if activations == "auto":
         rounded = "int8" if not reason else "bf16" if pairs and target != "portable" else "float32"

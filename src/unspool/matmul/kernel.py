@@ -48,9 +48,9 @@ class Kernel:
         """Prepares a matrix; raises UnspoolError where a forced target cannot run here, or where
         int8 activations are asked for and the weights are not exact in int8."""
         chosen = best_target(target)
-        choice = choose(
-            matrix.format, chosen.name, activations, pairs=chosen.name == "avx512" and _has_pairs()
-        )
+        # In plain C++ only where that is asked for: it is there to be compared with.
+        pairs = target == "portable" or (chosen.name == "avx512" and _has_pairs())
+        choice = choose(matrix.format, chosen.name, activations, pairs=pairs)
         self.format, self.shape, self.target = matrix.format, matrix.shape, chosen.name
         self.path, self.activations = choice.path, choice.activations
         self.why = f"{choice.why} (target {chosen.name}: {chosen.why})"
@@ -85,8 +85,8 @@ class Kernel:
         n, k = self.shape
         if x.ndim != 2 or x.shape[1] != k:
             raise _wrong("the activation", x, f"[m, {k}]")
-        if y.shape != (len(x), n) or y.dtype != np.float32 or not y.flags.c_contiguous:
-            raise _wrong("the result's memory", y, f"float32 [{len(x)}, {n}], C-contiguous")
+        if y.shape != (len(x), n) or y.dtype != np.float32 or not y.flags.carray:
+            raise _wrong("the result's memory", y, f"float32 [{len(x)}, {n}], writable, contiguous")
         if not len(x):
             return
         x = np.ascontiguousarray(x, np.float32)
@@ -167,6 +167,7 @@ class Kernel:
         assert handle.value is not None
         self._handle = handle.value
         self._release = weakref.finalize(self, function("unspool_release"), self._handle)
+        self._release.atexit = False  # a thread may be multiplying while the process ends
         self.owns_codes = bool(function("unspool_owns_codes")(self._handle))
         self._rest = {name: a for name, a in matrix.arrays.items() if name != "codes"}
 

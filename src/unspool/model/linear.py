@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 CODES_BUFFER = BUFFERS[CODES]
 
-Watched = tuple[str, torch.Tensor, int, int]
+Watched = tuple[str, torch.Tensor | None, int, int]
 """A tensor that a kernel was made of: its name, itself, its address, writes to it so far."""
 
 
@@ -62,6 +63,7 @@ class QuantizedLinear(nn.Module):
         self._activations = activations
         self.siblings: Siblings | None = None
         self._prepared: tuple[tuple[Watched, ...], Prepared] | None = None
+        self._lock = threading.RLock()
         self._number = ops.number(self)
 
     @classmethod
@@ -106,7 +108,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`, in x's dtype."""
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        if ops.is_recorded(x):
             return ops.linear(x, self._number, self.out_features)
         if self.siblings is not None:
             found = self.siblings.multiply(self, x)
@@ -116,12 +118,12 @@ class QuantizedLinear(nn.Module):
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """The same, alone and without a gradient."""
-        if not x.ndim or x.size(-1) != self.in_features:
+        if not x.ndim or x.size(-1) != self.in_features or not x.is_floating_point():
             raise ModelError(
                 "the activation does not fit the layer",
                 where=f"quantized linear ({self.format.name})",
-                found=list(x.shape),
-                allowed=f"[..., {self.in_features}]",
+                found=f"{list(x.shape)} of {x.dtype}",
+                allowed=f"[..., {self.in_features}] of a floating-point type",
             )
         return product(self.prepared(None if x.is_cpu else x.device), x)
 
@@ -141,25 +143,38 @@ class QuantizedLinear(nn.Module):
         """The kernel and the bias, made at first use and again after a buffer was replaced, moved
         or edited.
 
-        Where the kernel keeps the codes in an order of its own, the buffer of them is let go: it
-        is made again when it is asked for by name, saved, copied or moved. Edits through numpy
-        (`matrix().arrays`) and of tensors made in inference mode leave no trace that torch keeps:
-        the kernel may go on with what it has copied.
+        Where the kernel keeps the codes in an order of its own, the buffer of them is let go
+        (`named_buffers` shows it on the meta device): it is made again when it is asked for by
+        name, saved, copied or moved. Edits through numpy (`matrix().arrays`), through aliases taken
+        before, and of tensors made in inference mode are not seen.
         """
         if device is not None and device.type != "cpu":
             raise self._elsewhere(device)
         found = self._prepared
-        if found is None or not self._unchanged(found[0]):
-            self._restore()
-            codes = self._buffers[CODES_BUFFER]
-            if codes is None or codes.device.type != "cpu":
-                raise self._elsewhere(device)
-            bias = None if self.bias is None else self.bias.detach().to(torch.float32).contiguous()
-            made = Prepared(Kernel(self.matrix(), activations=self._activations), bias)
-            if made.kernel.drop_codes():
-                self._buffers[CODES_BUFFER] = torch.empty_like(codes, device="meta")
-            found = self._prepared = self._watched(), made
-        return found[1]
+        if found is not None and self._unchanged(found[0]):
+            return found[1]
+        with self._lock:
+            found = self._prepared
+            if found is None or not self._unchanged(found[0]):
+                self._restore()
+                found = self._prepare(device)
+            return found[1]
+
+    def _prepare(self, device: torch.device | None) -> tuple[tuple[Watched, ...], Prepared]:
+        codes, bias = self._buffers[CODES_BUFFER], self._parameters.get("bias")
+        if codes is None or codes.device.type != "cpu":
+            raise self._elsewhere(device)
+        if bias is not None and bias.device.type != "cpu":
+            raise self._elsewhere(device)
+        added = None if bias is None else bias.detach().to(torch.float32).contiguous()
+        made = Prepared(Kernel(self.matrix(), activations=self._activations), added)
+        kept = codes
+        if made.kernel.drop_codes():
+            kept = torch.empty_like(codes, device="meta")
+        # The kernel first: whoever finds the codes gone finds it.
+        found = self._prepared = self._watched({CODES_BUFFER: kept}), made
+        self._buffers[CODES_BUFFER] = kept
+        return found
 
     def _elsewhere(self, device: torch.device | None) -> ModelError:
         codes = self._buffers[CODES_BUFFER]
@@ -171,15 +186,15 @@ class QuantizedLinear(nn.Module):
             allowed="cpu",
         )
 
-    def _watched(self) -> tuple[Watched, ...]:
+    def _watched(self, replaced: dict[str, torch.Tensor]) -> tuple[Watched, ...]:
         """Buffers and bias: which tensors, where they lie, how often they were written to."""
-        stored = (*self._buffers.items(), ("bias", self._parameters.get("bias")))
-        return tuple((name, t, t.data_ptr(), _version(t)) for name, t in stored if t is not None)
+        stored = {**self._buffers, **replaced, "bias": self._parameters.get("bias")}
+        return tuple((name, t, *_place(t)) for name, t in stored.items())
 
     def _unchanged(self, watched: tuple[Watched, ...]) -> bool:
         for name, tensor, address, version in watched:
-            now = self._parameters[name] if name == "bias" else self._buffers[name]
-            if now is not tensor or now.data_ptr() != address or _version(now) != version:
+            now = self._parameters.get(name) if name == "bias" else self._buffers[name]
+            if now is not tensor or _place(now) != (address, version):
                 return False
         return True
 
@@ -194,12 +209,14 @@ class QuantizedLinear(nn.Module):
 
     def _restore(self) -> None:
         """Puts the codes back into their buffer and forgets the kernel."""
-        self._buffers[CODES_BUFFER] = self._codes()
-        self._prepared = None
+        with self._lock:
+            self._buffers[CODES_BUFFER] = self._codes()
+            self._prepared = None
 
     def _stored(self) -> dict[str, torch.Tensor]:
-        found = {name: t for name, t in self._buffers.items() if t is not None}
-        return {**found, CODES_BUFFER: self._codes()}
+        with self._lock:
+            found = {name: t for name, t in self._buffers.items() if t is not None}
+            return {**found, CODES_BUFFER: self._codes()}
 
     def __getattr__(self, name: str) -> Any:
         if name == CODES_BUFFER and self.__dict__.get("_prepared") is not None:
@@ -207,8 +224,9 @@ class QuantizedLinear(nn.Module):
         return super().__getattr__(name)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + CODES_BUFFER] = self._codes()
+        with self._lock:
+            self._restore()  # what is written into a state dictionary is seen
+            super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         self._restore()  # copied in place: same addresses, but the kernel holds the old weight
@@ -220,14 +238,19 @@ class QuantizedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A kernel holds addresses and siblings each other: neither is copied."""
-        buffers = {**self._buffers, CODES_BUFFER: self._codes()}
-        return {**self.__dict__, "_buffers": buffers, "_prepared": None, "siblings": None}
+        with self._lock:
+            buffers = {**self._buffers, CODES_BUFFER: self._codes()}
+        left = {"_buffers": buffers, "_prepared": None, "siblings": None, "_lock": None}
+        return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._lock = threading.RLock()
         self._number = ops.number(self)
 
 
-def _version(tensor: torch.Tensor) -> int:
-    """Counts writes to a tensor; inference tensors keep no count."""
-    return 0 if tensor.is_inference() else tensor._version
+def _place(tensor: torch.Tensor | None) -> tuple[int, int]:
+    """Where a tensor lies and how often it was written to; inference tensors keep no count."""
+    if tensor is None:
+        return 0, 0
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

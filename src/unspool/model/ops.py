@@ -2,7 +2,9 @@
 
 A layer is named by a number: the operator's arguments are tensors and numbers, and what a layer
 holds (codes in the kernel's order) is neither. Numbers are valid in their process while the layer
-lives; nothing stores them.
+lives; nothing stores them. torch.compile guards on them: a function that is compiled once for many
+layers (block by block) is compiled anew for each, up to PyTorch's limit of recompilations; a model
+that is compiled whole is one graph.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import weakref
 from typing import Any, Protocol
 
 import torch
+import torch.utils._python_dispatch
 
 from unspool.errors import ModelError
 
@@ -32,6 +35,16 @@ def number(layer: Multiplies) -> int:
     found = next(_numbers)
     _layers[found] = layer
     return found
+
+
+def is_recorded(x: torch.Tensor) -> bool:
+    """Whether something watches which operators run: a compiler, a tracer, autograd."""
+    return (
+        torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and x.requires_grad)
+        or torch.jit.is_tracing()
+        or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+    )
 
 
 @torch.library.custom_op("unspool::linear", mutates_args=())

@@ -46,7 +46,7 @@ def products(prepared: Sequence[Prepared], x: torch.Tensor) -> list[torch.Tensor
     m = math.prod(leading)
     outputs = [x.new_empty((*leading, each.rows)) for each in prepared]
     if m:
-        rows = x.contiguous()
+        rows = x.contiguous().resolve_neg()
         results = [
             (y.data_ptr(), each.bias_address) for y, each in zip(outputs, prepared, strict=True)
         ]

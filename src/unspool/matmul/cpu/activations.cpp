@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kRowsWorthThreads = 8;
 
-// One row, float32 [k]; `out` may be read before it is written only through `rows`.
+// One row as float32 [k], padded and rotated.
 void turn_row(const Rows& rows, const Turn& turn, int64_t row, int64_t k, float* out) {
   if (rows.type == kFloat32)
     std::memcpy(out, static_cast<const float*>(rows.x) + row * rows.stride,
@@ -55,7 +55,7 @@ void turn_rows(const Rows& rows, const Turn& turn, int64_t k, int64_t threads, f
 Activations Quantized::fill(const Rows& rows, const ActivationLayout& layout, int64_t threads) {
   const int64_t m = rows.m, k = layout.k, group = layout.group;
   const int64_t chunks = (k + kChunkColumns - 1) / kChunkColumns;
-  const int64_t useful = m < kRowsWorthThreads ? 1 : threads;
+  const int64_t useful = m < kRowsWorthThreads ? 1 : std::min(threads, m);
   q_.resize(std::size_t(chunks * m * kChunkColumns));
   starts_.resize(std::size_t((k + group - 1) / group * m));
   scales_.resize(std::size_t((k + kActivationBlock - 1) / kActivationBlock * m));

@@ -45,8 +45,9 @@ std::shared_ptr<void> map(std::size_t bytes) {
 }  // namespace
 
 Block::Block(std::size_t bytes) : size_(bytes) {
-  static std::mutex mutex;
-  static std::shared_ptr<void> open;
+  // Never destroyed: blocks may be made while the process ends.
+  static std::mutex& mutex = *new std::mutex;
+  static std::shared_ptr<void>& open = *new std::shared_ptr<void>;
   static std::size_t used = kShared;
   const std::size_t wanted = up(std::max<std::size_t>(bytes, 1), kAlign);
   const std::lock_guard<std::mutex> lock(mutex);

@@ -106,8 +106,9 @@ void pair_product(const CodedMatrix& m, Path path, const float* x, int64_t count
                   float* y) {
   const std::vector<uint16_t> pairs = rounded(m, x, count);
   const PairJob job{m, pairs.data(), count, pair_group(m), y};
-  std::vector<OwnedPairScratch> scratch(static_cast<std::size_t>(threads), OwnedPairScratch(count));
-  share(std::size_t((m.n + kRows - 1) / kRows), std::size_t(threads),
+  const int64_t strips = (m.n + kRows - 1) / kRows, useful = std::min(threads, strips);
+  std::vector<OwnedPairScratch> scratch(static_cast<std::size_t>(useful), OwnedPairScratch(count));
+  share(std::size_t(strips), std::size_t(useful),
         [&](std::size_t worker, std::size_t strip) {
           run_strip(path, job, int64_t(strip), scratch[worker].view());
         });

@@ -19,12 +19,14 @@ namespace {
 using namespace unspool;
 
 constexpr int kNoMemory = 1, kNoSuchPath = 2, kNoSuchProduct = 3;
+constexpr std::size_t kKeptFloats = 4 << 20;  // 16 MiB: larger workspaces are made anew
 constexpr int64_t kMostRows = 512;  // totals of a strip: 128 KiB, in the L2; then decode again
 
 // Everything that a call needs, kept from call to call.
 struct Workspace {
   std::vector<Quantized> activations;
   std::vector<float> scratch, turned, wide;  // float32 [m, padded columns and rows]
+  std::size_t floats() const { return scratch.size() + turned.size() + wide.size(); }
 };
 
 // Calls that run at the same time have a workspace each.
@@ -38,6 +40,7 @@ class Workspaces {
     return one;
   }
   void give(std::unique_ptr<Workspace> one) {
+    if (one->floats() > kKeptFloats) return;
     const std::lock_guard<std::mutex> lock(mutex_);
     idle_.push_back(std::move(one));
   }
@@ -47,8 +50,9 @@ class Workspaces {
   std::vector<std::unique_ptr<Workspace>> idle_;
 };
 
+// Never destroyed: a thread may be multiplying while the process ends.
 Workspaces& workspaces() {
-  static Workspaces all;
+  static Workspaces& all = *new Workspaces;
   return all;
 }
 
@@ -255,7 +259,7 @@ UNSPOOL_EXPORT int unspool_prepare(const CodedMatrix* matrix, const Turn* input,
       fold_scales(*p);
     }
     *out = p.release();
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {  // std::bad_alloc, or std::length_error before it
     return kNoMemory;
   }
   return 0;
@@ -278,17 +282,19 @@ UNSPOOL_EXPORT int unspool_canonical(const void* product, int64_t threads, uint8
 }
 
 // x [m, x_stride] times `count` prepared matrices of the same k; results[i] takes the i-th product,
-// both of the same number type (activations.hpp). 0: done, 1: no memory.
+// both of the same number type (activations.hpp). 0: done, 1: no memory, 3: not of the same k.
 UNSPOOL_EXPORT int unspool_multiply(const Product* const* products, int64_t count, const void* x,
                                     int32_t type, int64_t m, int64_t x_stride,
                                     const Result* results, int64_t threads) {
+  for (int64_t i = 1; i < count; ++i)
+    if (products[i]->k != products[0]->k) return kNoSuchProduct;
   try {
     std::unique_ptr<Workspace> space = workspaces().take();
     const std::vector<const Product*> all(products, products + count);
     const Rows rows{x, type, m, x_stride, all[0]->k};
     multiply(all, rows, type, results, threads, *space);
     workspaces().give(std::move(space));
-  } catch (const std::bad_alloc&) {
+  } catch (const std::exception&) {  // std::bad_alloc, or std::length_error before it
     return kNoMemory;
   }
   return 0;
