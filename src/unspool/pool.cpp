@@ -155,8 +155,8 @@ Pool& pool() {
   return *own;
 }
 
-// Whether this process is a fork of the one that loaded the library: GNU OpenMP waits for ever for threads
-// that did not come along.
+// Whether this process is a fork of the one that loaded the library: GNU OpenMP waits for ever for
+// threads that did not come along.
 #if defined(__linux__)
 const pid_t loaded_by = getpid();
 bool forked_since() { return getpid() != loaded_by; }

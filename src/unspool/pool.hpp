@@ -1,7 +1,7 @@
 // One loop over independent items, shared by a few threads.
 //
-// Where the process has a GNU OpenMP runtime already (importing torch loads one), its threads do the
-// work: two pools on the same cores would take turns, and the other pool's threads spin for
+// Where the process has a GNU OpenMP runtime already (importing torch loads one), its threads do
+// the work: two pools on the same cores would take turns, and the other pool's threads spin for
 // milliseconds after each of its loops. Else a small pool of our own does.
 #pragma once
 

@@ -1,5 +1,6 @@
-// Small layers would each end in a broken 2 MiB page, so they share: a layer of 1 MiB in 4 KiB pages
-// is read a few percent slower (more misses of the address cache), and a page of its own wastes one.
+// Small layers would each end in a broken 2 MiB page, so they share: a layer of 1 MiB in 4 KiB
+// pages is read a few percent slower (more misses of the address cache), and a page of its own
+// wastes one.
 
 #include "matmul/cpu/arena.hpp"
 

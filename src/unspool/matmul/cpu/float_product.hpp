@@ -35,8 +35,8 @@ struct PanelScratch {
   uint16_t* operands;  // [chunk]
 };
 
-// y [count, n padded] = x [count, k padded] times the decoded weight, by the panels of a path. Throws
-// std::bad_alloc.
+// y [count, n padded] = x [count, k padded] times the decoded weight, by the panels of a path.
+// Throws std::bad_alloc.
 void float_product(const CodedMatrix& m, Path path, const float* x, int64_t count, int64_t threads,
                    float* y);
 

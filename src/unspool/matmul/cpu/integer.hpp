@@ -1,8 +1,9 @@
 // The product of int8 activations and int8 levels, as every kernel computes it to the bit.
 //
-// Activations are padded, rotated, and quantized per row and block of 128 columns (activations.hpp).
-// Columns are cut into groups: the greatest common divisor of 128 and the columns of a scale. For a
-// row of the weight and a row of activations, over the groups in ascending order:
+// Activations are padded, rotated, and quantized per row and block of 128 columns
+// (activations.hpp). Columns are cut into groups: the greatest common divisor of 128 and the
+// columns of a scale. For a row of the weight and a row of activations, over the groups in
+// ascending order:
 //
 //   sum    = exact integer sum of level * activation over the group
 //   scale  = activation scale, or weight scale * activation scale where weight scales are per block

@@ -2,8 +2,8 @@
 // strip_product.cpp compiles it beside the lanes of other machines.
 //
 // AVX2 lacks three instructions that the layout was made for. Windows are cut by a multiplication
-// with a power of two, tables looked up 16 bytes at a time (table_split.hpp), and the dot product of
-// bytes sums pairs in int16, which levels of up to 64 do not overflow.
+// with a power of two, tables looked up 16 bytes at a time (table_split.hpp), and the dot product
+// of bytes sums pairs in int16, which levels of up to 64 do not overflow.
 
 typedef __m256i Bytes;
 typedef __m256 Floats;  // one per dword
@@ -54,7 +54,8 @@ UNSPOOL_INLINE Bytes upper_nibbles(Bytes a) {
 }
 
 // VPSHUFB looks 16 bytes up and gives 0 where bit 7 of the index is set. Part p of the table holds
-// the difference (xor) to part p - 1 and is read at index - 16 p: negative, hence 0, for smaller ones.
+// the difference (xor) to part p - 1 and is read at index - 16 p: negative, hence 0, for smaller
+// ones.
 template <int Bits>
 struct LookUp {
   static constexpr int kParts = Bits <= 4 || Bits > 7 ? 1 : 1 << (Bits - 4);

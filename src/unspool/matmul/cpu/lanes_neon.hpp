@@ -1,5 +1,5 @@
-// What the strip kernel asks of NEON with dot products (Armv8.2 DotProd): 16 bytes, so a strip is 16
-// rows. No include guard: strip_product.cpp compiles it beside the lanes of other machines.
+// What the strip kernel asks of NEON with dot products (Armv8.2 DotProd): 16 bytes, so a strip is
+// 16 rows. No include guard: strip_product.cpp compiles it beside the lanes of other machines.
 
 typedef uint8x16_t Bytes;
 typedef float32x4_t Floats;  // one per dword
@@ -39,7 +39,8 @@ UNSPOOL_INLINE Bytes multiply_add(Bytes a, Bytes by, Bytes add) {
 }
 
 // Byte i of each qword is 8 bits from bit starts[i] on, around the qword: a word holds each window
-// and the bits after it (TBL), USHL brings it into the low byte, or into the high one at odd places.
+// and the bits after it (TBL), USHL brings it into the low byte, or into the high one at odd
+// places.
 struct Windows {
   Bytes even_places, odd_places;
   int16x8_t even_shift, odd_shift;

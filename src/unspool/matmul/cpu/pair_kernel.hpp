@@ -1,8 +1,8 @@
 // A strip of rows times bfloat16 activations. Compiled by pair_product.cpp for AVX512_BF16 and in
 // plain C++, after lanes_*.hpp and quick_rows.hpp; `pairs.hpp` states the order of the additions.
 //
-// As in the integer kernel (strips.hpp), register j holds rows 8q + 2j and 8q + 2j + 1 of every tile
-// q, one per dword: here two columns of a row. Rows are decoded one by one, by tables.
+// As in the integer kernel (strips.hpp), register j holds rows 8q + 2j and 8q + 2j + 1 of every
+// tile q, one per dword: here two columns of a row. Rows are decoded one by one, by tables.
 
 // Levels of a chunk: [columns / 2][4 registers][rows of a register, two columns each].
 static void decode_pairs(const PairJob& job, int64_t strip, int64_t column, int64_t width,
@@ -11,7 +11,8 @@ static void decode_pairs(const PairJob& job, int64_t strip, int64_t column, int6
   const QuickRow<float>::Function quick = quick_row_of<float>(m);
   const int64_t first = strip * kWidth, rows = m.n - first < kWidth ? m.n - first : kWidth;
   for (int64_t r = 0; r < rows; ++r) {
-    float_levels(m, quick, first + r, column, width, {scratch.table, scratch.operands}, scratch.row);
+    const RowScratch decoding = {scratch.table, scratch.operands};
+    float_levels(m, quick, first + r, column, width, decoding, scratch.row);
     uint8_t* to = scratch.levels + r % 8 / 2 * kWidth + 8 * (r / 8) + 4 * (r % 2);
     for (int64_t c = 0; c < width; c += 2, to += 4 * kWidth) {
       uint32_t two[2];

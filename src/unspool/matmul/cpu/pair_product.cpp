@@ -1,4 +1,5 @@
-// y = x W^T in bfloat16 pairs, compiled for AVX512_BF16 and in plain C++ (the twin of that in tests).
+// y = x W^T in bfloat16 pairs, compiled for AVX512_BF16 and in plain C++ (the twin of that in
+// tests).
 
 #include <algorithm>
 #include <numeric>

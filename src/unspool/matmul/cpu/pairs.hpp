@@ -1,7 +1,7 @@
 // The product of bfloat16 activations and weights whose levels bfloat16 holds exactly.
 //
-// Columns are cut into groups: the greatest common divisor of 256 and the columns of a weight scale.
-// For a row of the weight and a row of activations, over the groups in ascending order:
+// Columns are cut into groups: the greatest common divisor of 256 and the columns of a weight
+// scale. For a row of the weight and a row of activations, over the groups in ascending order:
 //
 //   sum    = 0, then pair after pair as VDPBF16PS adds them (lanes_avx512.hpp)
 //   total  = total + sum * scale       the scale of the block; 1 where there is one per row
@@ -19,13 +19,13 @@ namespace unspool {
 
 constexpr int64_t kPairColumns = 256;  // 32 KiB of decoded levels of a strip: the L1 holds it
 
-// Whether tiles and blocks of a matrix fit groups (that its levels are exact is the caller's to know);
-// whether a path has this product: AVX-512 with BF16, and in plain C++ for comparison.
+// Whether tiles and blocks of a matrix fit groups (that its levels are exact is the caller's to
+// know); whether a path has this product: AVX-512 with BF16, and in plain C++ for comparison.
 bool has_pairs(const CodedMatrix& m);
 bool runs_pairs(Path path);
 
-// y [count, n padded] = x [count, k padded] times the decoded weight; x is rounded to bfloat16. Throws
-// std::bad_alloc.
+// y [count, n padded] = x [count, k padded] times the decoded weight; x is rounded to bfloat16.
+// Throws std::bad_alloc.
 void pair_product(const CodedMatrix& m, Path path, const float* x, int64_t count, int64_t threads,
                   float* y);
 

@@ -10,8 +10,9 @@
 
 namespace unspool {
 
-// What becomes of the activations, and with it the kernel; the numbers of matmul/choose.py. bfloat16
-// is multiplied in pairs, or as the float32 numbers it is where there is no instruction for them.
+// What becomes of the activations, and with it the kernel; the numbers of matmul/choose.py.
+// bfloat16 is multiplied in pairs, or as the float32 numbers it is where there is no instruction
+// for them.
 enum Kind : int32_t { kExact = 0, kToInt8 = 1, kToBfloat16 = 2, kPairs = 3 };
 
 struct Product {

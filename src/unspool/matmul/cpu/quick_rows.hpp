@@ -166,8 +166,9 @@ struct RowScratch {
 };
 
 // Levels (value / unit) of `width` columns of a row from `column` on, whole tiles.
-[[maybe_unused]] static void float_levels(const CodedMatrix& m, QuickRow<float>::Function quick, int64_t row,
-                         int64_t column, int64_t width, const RowScratch& scratch, float* out) {
+[[maybe_unused]] static void float_levels(const CodedMatrix& m, QuickRow<float>::Function quick,
+                                          int64_t row, int64_t column, int64_t width,
+                                          const RowScratch& scratch, float* out) {
   const int64_t tile = column / m.tile_columns, tiles = width / m.tile_columns;
   if (!quick)
     plain_row(m, row, tile, tiles, scratch.operands, out);

@@ -17,8 +17,9 @@ constexpr std::size_t kVectors = 8;  // sums that are independent of each other
 
 #define UNSPOOL_INLINE inline __attribute__((always_inline))
 
-// The exclusive-or of all words of a piece, in vectors as wide as V, read at one place or at four in
-// turn: some processors fetch ahead further for several streams (Zen 3: 18 GB/s in the place of 15).
+// The exclusive-or of all words of a piece, in vectors as wide as V, read at one place or at four
+// in turn: some processors fetch ahead further for several streams (Zen 3: 18 GB/s in the place of
+// 15).
 template <class V, std::size_t streams>
 UNSPOOL_INLINE uint64_t fold(const uint8_t* bytes) {
   V sums[kVectors] = {};
@@ -78,8 +79,8 @@ UNSPOOL_EXPORT void unspool_read_release(void* memory) {
   delete static_cast<unspool::Block*>(memory);
 }
 
-// Reads `count` bytes from byte `first` on, whole MiB, with the widest loads of this machine, in one
-// stream per thread or four; the exclusive-or of their words.
+// Reads `count` bytes from byte `first` on, whole MiB, with the widest loads of this machine, in
+// one stream per thread or four; the exclusive-or of their words.
 UNSPOOL_EXPORT uint64_t unspool_read(const void* memory, std::size_t first, std::size_t count,
                                      int four, std::size_t threads) {
   using namespace unspool;

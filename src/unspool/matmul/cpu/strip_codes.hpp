@@ -1,7 +1,8 @@
 // The other codes that the strip kernel multiplies, beside the tables of table_*.hpp. Compiled by
 // strip_product.cpp once for every lanes_*.hpp, whose vectors they hold.
 
-// Two bytes of a ring at a time, spread over a dword, multiplied: its upper four nibbles are the weights.
+// Two bytes of a ring at a time, spread over a dword, multiplied: its upper four nibbles are the
+// weights.
 struct Multiplied {
   static constexpr bool kTabulated = false;
   static constexpr int kLanes = 1;

@@ -38,7 +38,8 @@ UNSPOOL_INLINE void steps(const Code& code, const Bytes* v, const int8_t* x, Byt
   }
 }
 
-// How far ahead of the tiles their bytes are asked for: tuned in bench/results/matmul.json's machine.
+// How far ahead of the tiles their bytes are asked for: tuned in bench/results/matmul.json's
+// machine.
 constexpr int kAhead = 4096;
 
 // M rows of activations: levels are multiplied as they are decoded.

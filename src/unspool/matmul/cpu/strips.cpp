@@ -52,8 +52,8 @@ Shape register_shape(const CodedMatrix& m) {
   return shape;
 }
 
-// The shape to compile for: in registers where a kernel was made for it, else by the table. Kernels in
-// registers take wide levels on AVX2 only where the bits are the level.
+// The shape to compile for: in registers where a kernel was made for it, else by the table. Kernels
+// in registers take wide levels on AVX2 only where the bits are the level.
 Shape shape_of(const CodedMatrix& m, Path path) {
   if (m.integer_unit == 0 || m.lanes > kMaxLanes || kChunkColumns % m.tile_columns || m.k % 4 ||
       group_columns(m) % 4)

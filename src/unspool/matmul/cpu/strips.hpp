@@ -50,12 +50,14 @@ constexpr int32_t table_shape(int ring, int plain, int lanes) {
   return ring << 8 | plain << 4 | lanes;
 }
 
-// How large levels are, and what a level of 0 is as a byte. VPMADDUBSW, AVX2's product of bytes, sums
-// pairs in int16: 2 * 128 * 127 fits it, 2 * 255 * 127 does not, 8 * 32 * 127 does again.
+// How large levels are, and what a level of 0 is as a byte. VPMADDUBSW, AVX2's product of bytes,
+// sums pairs in int16: 2 * 128 * 127 fits it, 2 * 255 * 127 does not, 8 * 32 * 127 does again.
 enum Range { kSmall, kNarrow, kWide };
 constexpr uint8_t kZeros[] = {16, 64, 128};
 constexpr Range range_of(int largest_level) {
-  return largest_level <= kZeros[kSmall] ? kSmall : largest_level <= kZeros[kNarrow] ? kNarrow : kWide;
+  return largest_level <= kZeros[kSmall]    ? kSmall
+         : largest_level <= kZeros[kNarrow] ? kNarrow
+                                            : kWide;
 }
 
 // What the kernel makes its registers of.

@@ -1,5 +1,5 @@
-// Tables indexed by one byte that holds ring and plain bits. Compiled by strip_product.cpp for lanes
-// that look up many bytes at once.
+// Tables indexed by one byte that holds ring and plain bits. Compiled by strip_product.cpp for
+// lanes that look up many bytes at once.
 //
 // Per register of weights:
 //

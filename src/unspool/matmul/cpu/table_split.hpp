@@ -2,8 +2,8 @@
 //
 // Per register of weights (32 of t2-e2m1 take 17 instructions):
 //
-//   cut      a word holds each window and the bits after it (VPSHUFB); a multiplication with a power
-//            of two brings it to the top of the word (VPMULLW), a shift or a mask leaves it alone
+//   cut      a word holds each window and the bits after it (VPSHUFB); a multiplication with a
+//            power of two brings it to the top of the word (VPMULLW), a shift or a mask leaves it
 //   levels   one VPSHUFB for 16 entries; plain bits choose between halves (VPBLENDVB reads bit 7)
 //
 // A window starts s = 4 * (half of the row) + column bits into its word, at even columns low in a
