@@ -86,6 +86,7 @@ def _constants(lowering: Lowering) -> list[str]:
         f"constexpr int register_count = {len(lowering.registers)};",
         f"constexpr int entry_count = {len(lowering.table)};",
         f"constexpr int level_count = {lowering.levels};",
+        f"constexpr int held_count = {len(lowering.held)};",
         *(_array("entries", lowering.table) if lowering.table else ()),
         *(_array("held", lowering.held) if lowering.held else ()),
     ]

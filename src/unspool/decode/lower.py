@@ -76,9 +76,9 @@ def cost(lowering: Lowering) -> float:
 
 
 def _plain(code: Code, slot: Slot, machine: Machine) -> Iterator[Lowering]:
-    for name, tape, fields, bits, levels in plain_fields(code, slot):
+    for name, tape, fields, bits in plain_fields(code, slot):
         for made in _converted(code, tape, fields, slot, machine):
-            yield _lowering(code, slot, name, tape, made, bits=bits, levels=levels)
+            yield _lowering(code, slot, name, tape, made, bits=bits)
 
 
 def _wide(code: Code, slot: Slot) -> Iterator[Lowering]:
@@ -126,7 +126,6 @@ def _lowering(
     *,
     bits: tuple[int, ...] | None = None,
     table: tuple[int, ...] = (),
-    levels: int = 0,
     shared: int = 0,
 ) -> Lowering:
     identity = bits is not None and bits == tuple(range(len(bits)))
@@ -140,7 +139,7 @@ def _lowering(
         bits=None if identity else bits,
         exponent=fields.exponent,
         table=table,
-        levels=levels or len(tape.held),
+        levels=tape.levels,
         held=tuple(tape.held),
         shared=shared,
     )

@@ -23,8 +23,10 @@ from unspool.spec.code import WORD_BITS, Code
 from unspool.spec.operand import E4M3, INT8
 from unspool.spec.program import STATE
 
-#: (name, tape, fields, stored bits, levels): what a lowering is made of before conversion
-Plain = tuple[str, Tape, Fields, tuple[int, ...], int]
+#: (name, tape, fields, stored bits): what a lowering is made of before conversion
+Plain = tuple[str, Tape, Fields, tuple[int, ...]]
+#: (tape, registers, weights in their slots, stored bits)
+Written = tuple[Tape, list[str], list[int], tuple[int, ...]]
 
 NIBBLE, SIGN_SHIFT = 4, 4
 
@@ -45,7 +47,8 @@ def plain_fields(code: Code, slot: Slot) -> Iterator[Plain]:
 
 def _is_identity(code: Code) -> bool:
     program = code.program
-    return not program.instructions and program.outputs == ((STATE, 0),)
+    bare = not program.instructions and program.outputs == ((STATE, 0),)
+    return bare and code.state_bits == code.operand.bits
 
 
 def _scattered(code: Code, slot: Slot) -> Iterator[Plain]:
@@ -63,7 +66,9 @@ def _scattered(code: Code, slot: Slot) -> Iterator[Plain]:
             first = (len(registers) + index) * slot.per_register
             for bit, (word, source) in sources(slot.width, found, index).items():
                 weight, place = first + bit // slot.width, at.index(bit % slot.width)
-                bits[WORD_BITS * (group + word) + source] = weight * code.state_bits + place
+                bits[WORD_BITS * (group + word) + source] = _canonical(
+                    code, weight, place
+                )
         registers += made
     fields = Fields(
         operand=code.operand,
@@ -73,36 +78,37 @@ def _scattered(code: Code, slot: Slot) -> Iterator[Plain]:
         places=tuple(range(code.steps)),
         clean=True,
     )
-    yield "scatter", tape, fields, tuple(bits), 0
+    yield "scatter", tape, fields, tuple(bits)
 
 
 def _looked_up(code: Code, slot: Slot) -> Iterator[Plain]:
     """PRMT tables for a slot in bytes, or in pairs of E2M1."""
-    wide = slot.width * code.lanes
     exponent = exponent_for(code, slot.operand)
-    if wide != 8 or exponent is None or code.state_bits > NIBBLE:
+    together = slot.width * code.lanes == 8
+    if not (together or slot.width == 8) or exponent is None or code.state_bits > NIBBLE:
         return
-    table = _byte_table(code, slot, exponent)
-    if code.state_bits < NIBBLE:
-        yield _with(code, slot, exponent, "permute-table", *_permute_table(code, table))
-    elif table is not None:
+    tables = _byte_tables(code, slot, exponent)
+    if code.state_bits < NIBBLE and (tables or together):
+        made = _permute_table(code, slot, tables)
+        yield _with(slot, exponent, "permute-table", *made)
+    elif code.state_bits == NIBBLE and len(tables) == 1 and code.lanes == 1:
         sign = 1 << (slot.low + slot.operand.bits - 1)
-        half = 1 << (NIBBLE - 1)
-        mirrored = not slot.operand.integer and _is_mirrored(code) and code.lanes == 1
-        if mirrored:
-            made = _sign_and_table(code, table[:half], sign)
-            yield _with(code, slot, exponent, "sign-and-table", *made)
-        yield _with(code, slot, exponent, "table-of-16", *_table_of_16(code, table))
+        if not slot.operand.integer and _is_mirrored(code):
+            table = tables[0][: 1 << (NIBBLE - 1)]
+            yield _with(slot, exponent, "sign-and-table", *sign_and_table(code, table, sign))
+        yield _with(slot, exponent, "table-of-16", *_table_of_16(code, tables[0]))
 
 
-def _byte_table(code: Code, slot: Slot, exponent: int) -> list[int] | None:
-    """A byte for every state, None where it is a parameter."""
+def _byte_tables(code: Code, slot: Slot, exponent: int) -> list[list[int]]:
+    """A byte for every state, for all lanes together or for each; none for a parameter."""
     values = state_operands(code)
     if values is None:
-        return None
+        return []
     patterns = bits_of(values, slot.operand, exponent) << np.uint32(slot.low)
+    if slot.width == 8:
+        return [[int(entry) for entry in lane] for lane in patterns.T]
     shifts = np.arange(code.lanes, dtype=np.uint32) * np.uint32(slot.width)
-    return [int(entry) for entry in (patterns << shifts).sum(axis=1)]
+    return [[int(entry) for entry in (patterns << shifts).sum(axis=1)]]
 
 
 def _is_mirrored(code: Code) -> bool:
@@ -114,53 +120,59 @@ def _is_mirrored(code: Code) -> bool:
 
 
 def _with(
-    code: Code,
     slot: Slot,
     exponent: int,
     name: str,
     tape: Tape,
     registers: list[str],
+    places: list[int],
     bits: tuple[int, ...],
-    levels: int,
 ) -> Plain:
     fields = Fields(
         operand=slot.operand,
         width=slot.width,
         at=tuple(slot.low + bit for bit in range(slot.operand.bits)),
         registers=tuple(registers),
-        places=tuple(range(code.steps * code.lanes)),
+        places=tuple(places),
         exponent=exponent,
         clean=True,
     )
-    return name, tape, fields, bits, levels
+    return name, tape, fields, bits
 
 
 def _pack(entries: list[int]) -> int:
     return sum(entry << (8 * place) for place, entry in enumerate(entries))
 
 
-def _permute_table(
-    code: Code, table: list[int] | None
-) -> tuple[Tape, list[str], tuple[int, ...], int]:
+def _permute_table(code: Code, slot: Slot, tables: list[list[int]]) -> Written:
     """At most eight bytes in two registers; each nibble of a selector register picks one.
 
     selector    . i i i . i i i . i i i . i i i   PRMT reads the lower half, then the upper one
     """
-    tape, registers = Tape(), []
+    by_row = not tables and code.program.parameters[0].scope == "row"
+    tape = Tape(levels=0 if tables else 2 * code.tile[0] if by_row else 2)
+    registers, places = [], []
     selectors, bits = _selectors(tape, code, tiling(NIBBLE, tuple(range(code.state_bits))))
-    levels = 0
     for index, selector in enumerate(selectors):
-        row = index * 8 * code.lanes // code.tile[1]  # of the register's eight indices
-        if table is None:
-            scope = code.program.parameters[0].scope
-            first = 2 * row if scope == "row" else 0
-            low, high = tape("level", first), tape("level", first + 1)
-            levels = max(levels, first + 2)
-        else:
-            low, high = tape.hold(_pack(table[:4])), tape.hold(_pack(table[4:8]))
-        upper = tape("shr", selector, 16)
-        registers += [tape("select-bytes", low, high, part) for part in (selector, upper)]
-    return tape, registers, bits, levels
+        row = 8 * index * code.lanes // code.tile[1] if by_row else 0
+        pairs = [(tape.hold(_pack(t[:4])), tape.hold(_pack(t[4:8]))) for t in tables]
+        for part in range(2):
+            picked = tape.rotate(selector, 16 * part, 0xFFFF)
+            steps = range(8 * index + 4 * part, 8 * index + 4 * part + 4)
+            for lane, (low, high) in enumerate(pairs or [_levels_of(tape, row)]):
+                registers.append(tape("select-bytes", low, high, picked))
+                places += _places(code, steps, lane if slot.width == 8 else None)
+    return tape, registers, places, bits
+
+
+def _levels_of(tape: Tape, row: int) -> tuple[str, str]:
+    return tape("level", 2 * row), tape("level", 2 * row + 1)
+
+
+def _places(code: Code, steps: range, lane: int | None) -> list[int]:
+    """The weights of a register of steps: of one lane, or of all side by side (None)."""
+    lanes = range(code.lanes) if lane is None else (lane,)
+    return [step * code.lanes + each for step in steps for each in lanes]
 
 
 def _selectors(tape: Tape, code: Code, found: Tiling) -> tuple[list[str], tuple[int, ...]]:
@@ -187,18 +199,24 @@ def _canonical(code: Code, step: int, bit: int) -> int:
     raise AssertionError("a state has fewer bits")
 
 
-def _sign_and_table(
-    code: Code, table: list[int], sign: int
-) -> tuple[Tape, list[str], tuple[int, ...], int]:
+def sign_and_table(code: Code, table: list[int], sign: int) -> Written:
     """Eight bytes by PRMT, the sign from the fourth bit of a nibble.
 
     word   S i i i s i i i S i i i s i i i   s: signs of the second register, S of the first
     """
-    tape, registers = Tape(), []
-    bits = [0] * (WORD_BITS * code.words)
+    tape = Tape()
     low, high = tape.hold(_pack(table[:4])), tape.hold(_pack(table[4:]))
+    return signed_look_ups(tape, code, [(low, high)] * code.words, sign)
+
+
+def signed_look_ups(
+    tape: Tape, code: Code, tables: list[tuple[str, str]], sign: int
+) -> Written:
+    """The same with the table of every word in two registers."""
+    registers: list[str] = []
+    bits = [0] * (WORD_BITS * code.words)
     turn = 7 - sign.bit_length() + 1  # from the top of a byte to the sign's place
-    for word in range(code.words):
+    for word, (low, high) in enumerate(tables):
         name = f"w{word}"
         selector = tape("and", name, 0x77777777)
         for part, (chosen, amount) in enumerate(((selector, turn), (None, turn - SIGN_SHIFT))):
@@ -212,10 +230,10 @@ def _sign_and_table(
                     target = 32 * word + 16 * part + 4 * place + bit
                     bits[target] = _canonical(code, step, bit)
                 bits[32 * word + 8 * place + 7 - SIGN_SHIFT * part] = _canonical(code, step, 3)
-    return tape, registers, tuple(bits), 0
+    return tape, registers, list(range(code.steps)), tuple(bits)
 
 
-def _table_of_16(code: Code, table: list[int]) -> tuple[Tape, list[str], tuple[int, ...], int]:
+def _table_of_16(code: Code, table: list[int]) -> Written:
     """Two tables of eight bytes; the fourth bit of a nibble chooses between their results."""
     tape, registers = Tape(), []
     packed = [tape.hold(_pack(table[first : first + 4])) for first in range(0, 16, 4)]
@@ -232,5 +250,5 @@ def _table_of_16(code: Code, table: list[int]) -> tuple[Tape, list[str], tuple[i
             high = tape("select-bytes", packed[2], packed[3], at)
             chosen = tape.rotate(choice, shift, 0xFFFF)
             registers.append(tape("select-bytes", low, high, chosen))
-    return tape, registers, bits, 0
+    return tape, registers, list(range(code.steps)), bits
 

@@ -32,12 +32,20 @@ def exponent_for(code: Code, operand: Operand) -> int | None:
     values = state_operands(code)
     if values is None:
         return 0 if operand is code.operand else None
-    distinct = np.unique(values[np.isfinite(values)])
+    distinct = code.operand.values()[_patterns(code)]
     known = _finite(operand)
     for power in sorted(range(-FURTHEST, FURTHEST + 1), key=abs):
         if np.isin(np.ldexp(distinct, power), known).all():
             return power
     return None
+
+
+@functools.lru_cache(maxsize=128)
+def _patterns(code: Code) -> np.ndarray:
+    """The finite operand patterns that any state decodes to."""
+    used = np.zeros(1 << code.operand.bits, bool)
+    used[tabulate(code).ravel()] = True
+    return np.flatnonzero(used & np.isfinite(code.operand.values()))
 
 
 def bits_of(

@@ -16,16 +16,21 @@ from dataclasses import dataclass
 
 from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower import lower, slots
+from unspool.decode.lower_scaled import scaled, takes_scales
 from unspool.decode.lowering import Lowering
 from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
 from unspool.perf.machine_code import PIPES, Kernel, kernels
 from unspool.perf.toolchain import Toolchain
 from unspool.spec.format import Format
+from unspool.spec.operand import E2M1, E4M3
 
 FEW, MANY = 1, 3
 DIGITS = 4
 SHARED_BYTES = 48 * 1024
+
+PACKED_FP4 = Slot(E2M1)
+"""Machines with it apply block scales in the matrix unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,8 @@ class Counted:
     lowering: str
     #: what stands in the registers is value * 2**exponent
     exponent: int
+    #: whether the block scales are in it, of one ring: blocks that go on over rings cost less
+    block_scale: bool = False
     count: Count
 
 
@@ -66,10 +73,14 @@ def count_format(
 
     Raises DeclarationError where there is none, and UnspoolError of the toolchain.
     """
-    chosen = [lower(fmt.code, s, machine) for s in wanted or slots(fmt.code, machine)]
+    held = slots(fmt.code, machine)
+    chosen = [(lower(fmt.code, slot, machine), False) for slot in wanted or held]
     if not chosen:
         raise DeclarationError("no slot of this target holds the values", where=fmt.name)
-    counts = count(chosen, machine, tools)
+    eight = Slot(E4M3)
+    if takes_scales(fmt) and eight in (wanted or held) and PACKED_FP4 not in machine.slots:
+        chosen.append((scaled(fmt.code), True))
+    counts = count([lowering for lowering, _ in chosen], machine, tools)
     return [
         Counted(
             format=fmt.name,
@@ -79,9 +90,10 @@ def count_format(
             activations=activations(lowering.slot),
             lowering=lowering.name,
             exponent=lowering.exponent,
+            block_scale=with_scale,
             count=found,
         )
-        for lowering, found in zip(chosen, counts, strict=True)
+        for (lowering, with_scale), found in zip(chosen, counts, strict=True)
     ]
 
 
@@ -134,12 +146,13 @@ extern "C" __global__ void {_name(number, copies)}(
     in += threadIdx.x, out += threadIdx.x, given += threadIdx.x;  // else all would be uniform
     table[threadIdx.x] = given[0];
     __syncthreads();
-    unsigned levels[level_count + 1];
-    for (int i = 0; i < level_count; ++i) levels[i] = given[i];
+    unsigned levels[level_count + held_count + 1];
+    for (int i = 0; i < held_count; ++i) levels[level_count + i] = given[i];
     #pragma unroll
     for (int copy = 0; copy < {copies}; ++copy) {{
         unsigned words[word_count], registers[register_count];
         for (int i = 0; i < word_count; ++i) words[i] = in[copy * word_count + i];
+        for (int i = 0; i < level_count; ++i) levels[i] = given[(copy + 1) * 32 + i];
         decode(words, registers, table, levels);
         for (int i = 0; i < register_count; ++i) out[copy * register_count + i] = registers[i];
     }}

@@ -3,7 +3,8 @@
 // Compiled by NVRTC or nvcc they are one instruction each; compiled by a C++ compiler they are its
 // definition, bit for bit that of the numpy interpreter, so that the same emitted source runs in
 // tests on machines without a GPU.
-#pragma once
+#ifndef UNSPOOL_INSTRUCTIONS
+#define UNSPOOL_INSTRUCTIONS
 
 #ifdef __CUDACC__
 #define UNSPOOL_DEVICE __device__ __forceinline__
@@ -207,3 +208,5 @@ UNSPOOL_DEVICE word half2_of_e2m1(word a) { return half_of(a, 2, 1) | half_of(a 
 #endif
 
 }  // namespace unspool
+
+#endif  // UNSPOOL_INSTRUCTIONS

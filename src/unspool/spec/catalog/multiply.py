@@ -128,4 +128,12 @@ MULTIPLY = (
         to_e4m3(3, selector=0x2121, multiplier=0x0C6D8AEF, addend=0x15820791, sigma=0.04316),
         "unspool search --bits 3 --operand E4M3 --trials 40",
     ),
+    _format(
+        to_e4m3_quick(2, selector=0x1001, multiplier=0x6D2A45FF, addend=0x89F79AF7, sigma=0.05),
+        "unspool search --bits 2 --operand E4M3-quick --trials 60",
+    ),
+    _format(
+        to_e2m3(3, selector=0x2121, multiplier=0x0C6D8AEF, addend=0x15820791, sigma=2.762),
+        "unspool search --bits 3 --operand E2M3 --trials 24",
+    ),
 )
