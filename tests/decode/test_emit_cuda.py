@@ -86,7 +86,9 @@ OWN = {
         own("wraps-in-a-word", "13,1", E5M2, hashed(E5M2, 8), (4, 8)),
         own("pair-table", "5,2 1,1", E2M1, PAIR_TABLE, (8, 16)),
         own("two-plain-planes", "2,2 4,4", E3M2, Program(outputs=((STATE, 0),)), (8, 16)),
-        own("fewer-bits-than-its-operand", "1,1 2,2", E3M2, Program(outputs=((STATE, 0),)), (8, 16)),
+        own(
+            "fewer-bits-than-its-operand", "1,1 2,2", E3M2, Program(outputs=((STATE, 0),)), (8, 16)
+        ),
     )
 }
 

@@ -59,9 +59,7 @@ def key(entry: Counted) -> tuple[str, str, str, str, bool]:
     return entry.format, entry.target, entry.operand, entry.container, entry.block_scale
 
 
-@pytest.mark.parametrize(
-    ("name", "target", "operand", "container", "most", "distorted"), DESIGNED
-)
+@pytest.mark.parametrize(("name", "target", "operand", "container", "most", "distorted"), DESIGNED)
 def test_the_budgets_are_kept(name, target, operand, container, most, distorted):
     entry = recorded()[name, target, operand, container, False]
     assert entry.count.total <= most
@@ -182,7 +180,16 @@ def test_registers_of_a_thread_are_read_from_the_machine_code():
 
 
 def test_pipes_leave_out_loads_stores_and_control():
-    opcodes = ("LDG.E", "IMAD", "LOP3.LUT", "PRMT", "LDS", "F2FP.F16.E4M3.UNPACK_B", "STG.E", "EXIT")
+    opcodes = (
+        "LDG.E",
+        "IMAD",
+        "LOP3.LUT",
+        "PRMT",
+        "LDS",
+        "F2FP.F16.E4M3.UNPACK_B",
+        "STG.E",
+        "EXIT",
+    )
     kernel = Kernel(opcodes=(*opcodes, "ULOP3.LUT", "LDL"), registers=20)
     assert dict(kernel.pipes) == {"fma": 1, "alu": 2, "lds": 1, "cvt": 1, "other": 1}
     assert (kernel.spills, kernel.traps) == (1, ("spills",))

@@ -1,4 +1,4 @@
-"""`unspool count`: machine instructions per weight of a format's decoder on a GPU's machine code."""
+"""`unspool count`: instructions per weight of a format's decoder, from a GPU's machine code."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ def count(
         rows = [flat(entry) for entry in counted]
         print_json({"status": STATUS, "compiler": tools.version, "counts": rows})
     else:
-        print_table(
-            f"Instructions per weight ({STATUS})", COLUMNS, map(_cells, counted), left=4
-        )
+        print_table(f"Instructions per weight ({STATUS})", COLUMNS, map(_cells, counted), left=4)
 
 
 def _count(

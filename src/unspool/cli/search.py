@@ -40,9 +40,7 @@ def search(
             seed=seed,
             progress=lambda trial, mse: advance(trial + 1, trials, f"best error {mse:.5f}"),
         )
-    command = (
-        f"unspool search --bits {bits} --operand {form} --trials {trials} --seed {seed}"
-    )
+    command = f"unspool search --bits {bits} --operand {form} --trials {trials} --seed {seed}"
     text = literal(found.code, bits, command)
     if json:
         print_json({
@@ -60,10 +58,7 @@ def literal(code: Code, bits: int, source: str) -> str:
     ]
     shown = ", ".join(f"{name}=0x{int(value):0{digits}X}" for name, value, digits in found)
     return (
-        f"_format(\n"
-        f"    {_maker(code)}({bits}, {shown}, sigma={code.sigma}),\n"
-        f'    "{source}",\n'
-        f"),"
+        f'_format(\n    {_maker(code)}({bits}, {shown}, sigma={code.sigma}),\n    "{source}",\n),'
     )
 
 

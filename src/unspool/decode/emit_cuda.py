@@ -129,7 +129,9 @@ def _shift(symbol: str) -> Callable[[Instruction, list[str]], str]:
 def _permute(instruction: Instruction, arguments: list[str]) -> str:
     """The program's permute looks at three bits of a nibble, the machine's at four."""
     selector = instruction.arguments[2]
-    masked = f"0x{selector & 0x7777:x}u" if isinstance(selector, int) else f"{arguments[2]} & 0x7777u"
+    masked = (
+        f"0x{selector & 0x7777:x}u" if isinstance(selector, int) else f"{arguments[2]} & 0x7777u"
+    )
     return f"permute_bytes({arguments[0]}, {arguments[1]}, {masked})"
 
 

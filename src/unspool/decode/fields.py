@@ -101,7 +101,8 @@ def _move(tape: Tape, fields: Fields, slot: Slot) -> Fields:
     if same and fields.clean:
         return replace(fields, exponent=exponent)
     ratio = slot.width // fields.width
-    registers, places = [], []
+    registers: list[str] = []
+    places: list[int] = []
     for index, register in enumerate(fields.registers):
         for part in range(ratio):
             pieces = _pieces(fields, at, part, slot.width)
@@ -176,7 +177,8 @@ def _from_integers(tape: Tape, fields: Fields, slot: Slot) -> Fields:
     """Bytes of two's complement to binary16: 0x64 above a byte is 1024 + byte."""
     if slot.operand is not FP16 or fields.width != 8 or not fields.clean:
         raise DeclarationError("no way from integers", found=slot.operand.name, allowed="FP16")
-    registers, places = [], []
+    registers: list[str] = []
+    places: list[int] = []
     for index, register in enumerate(fields.registers):
         biased = tape("xor", register, 0x80808080)
         for low, selector in ((0, 0x4140), (2, 0x4342)):

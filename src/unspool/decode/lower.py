@@ -100,9 +100,7 @@ def _steps(code: Code, slot: Slot, machine: Machine) -> Iterator[Lowering]:
     tape = Tape()
     fields = step_fields(tape, code, loads)
     for made in _converted(code, tape, fields, slot, machine):
-        yield _lowering(
-            code, slot, "steps", tape, made, table=tuple(table), shared=shared
-        )
+        yield _lowering(code, slot, "steps", tape, made, table=tuple(table), shared=shared)
 
 
 def _converted(

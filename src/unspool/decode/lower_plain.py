@@ -58,7 +58,8 @@ def _scattered(code: Code, slot: Slot) -> Iterator[Plain]:
     found = tiling(slot.width, at) if slot.width == 8 or len(at) in (4, 8) else None
     if found is None or code.words % found.words:
         return
-    tape, bits, registers = Tape(), [0] * (WORD_BITS * code.words), []
+    tape, bits = Tape(), [0] * (WORD_BITS * code.words)
+    registers: list[str] = []
     for group in range(0, code.words, found.words):
         words = [f"w{group + i}" for i in range(found.words)]
         made = cut(tape, words, slot.width, found)
@@ -66,9 +67,7 @@ def _scattered(code: Code, slot: Slot) -> Iterator[Plain]:
             first = (len(registers) + index) * slot.per_register
             for bit, (word, source) in sources(slot.width, found, index).items():
                 weight, place = first + bit // slot.width, at.index(bit % slot.width)
-                bits[WORD_BITS * (group + word) + source] = _canonical(
-                    code, weight, place
-                )
+                bits[WORD_BITS * (group + word) + source] = _canonical(code, weight, place)
         registers += made
     fields = Fields(
         operand=code.operand,
@@ -151,7 +150,8 @@ def _permute_table(code: Code, slot: Slot, tables: list[list[int]]) -> Written:
     """
     by_row = not tables and code.program.parameters[0].scope == "row"
     tape = Tape(levels=0 if tables else 2 * code.tile[0] if by_row else 2)
-    registers, places = [], []
+    registers: list[str] = []
+    places: list[int] = []
     selectors, bits = _selectors(tape, code, tiling(NIBBLE, tuple(range(code.state_bits))))
     for index, selector in enumerate(selectors):
         row = 8 * index * code.lanes // code.tile[1] if by_row else 0
@@ -177,7 +177,8 @@ def _places(code: Code, steps: range, lane: int | None) -> list[int]:
 
 def _selectors(tape: Tape, code: Code, found: Tiling) -> tuple[list[str], tuple[int, ...]]:
     """Registers of eight nibbles, each the state of a step, and where the state's bits stand."""
-    bits, selectors = [0] * (WORD_BITS * code.words), []
+    bits = [0] * (WORD_BITS * code.words)
+    selectors: list[str] = []
     for group in range(0, code.words, found.words):
         made = cut(tape, [f"w{group + i}" for i in range(found.words)], NIBBLE, found)
         for index in range(len(made)):
@@ -209,9 +210,7 @@ def sign_and_table(code: Code, table: list[int], sign: int) -> Written:
     return signed_look_ups(tape, code, [(low, high)] * code.words, sign)
 
 
-def signed_look_ups(
-    tape: Tape, code: Code, tables: list[tuple[str, str]], sign: int
-) -> Written:
+def signed_look_ups(tape: Tape, code: Code, tables: list[tuple[str, str]], sign: int) -> Written:
     """The same with the table of every word in two registers."""
     registers: list[str] = []
     bits = [0] * (WORD_BITS * code.words)
@@ -238,9 +237,7 @@ def _table_of_16(code: Code, table: list[int]) -> Written:
     tape, registers = Tape(), []
     packed = [tape.hold(_pack(table[first : first + 4])) for first in range(0, 16, 4)]
     places = tape.hold(0x32103210)
-    bits = tuple(
-        _canonical(code, bit // 4, bit % 4) for bit in range(WORD_BITS * code.words)
-    )
+    bits = tuple(_canonical(code, bit // 4, bit % 4) for bit in range(WORD_BITS * code.words))
     for word in range(code.words):
         index = tape("and", f"w{word}", 0x77777777)
         choice = tape("lop3", tape("shr", f"w{word}", 1), 0x44444444, places, AND_OR)
@@ -251,4 +248,3 @@ def _table_of_16(code: Code, table: list[int]) -> Written:
             chosen = tape.rotate(choice, shift, 0xFFFF)
             registers.append(tape("select-bytes", low, high, chosen))
     return tape, registers, list(range(code.steps)), bits
-

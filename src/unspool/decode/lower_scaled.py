@@ -36,13 +36,12 @@ def scaled(code: Code) -> Lowering:
     table = [int(b) for b in bits_of(E2M1.values()[:8], E4M3, 0)]
     low, high = (sum(b << 8 * i for i, b in enumerate(table[at : at + 4])) for at in (0, 4))
     tape = Tape(levels=rows)
-    tables = []
+    tables: list[tuple[str, str]] = []
     for row in range(rows):
         level = tape("level", row)
-        tables.append(tuple(
-            tape("add", tape("mul", level, step), tape.hold(base))
-            for step, base in ((LOW_STEP, low), (HIGH_STEP, high))
-        ))  # fmt: skip
+        lower = tape("add", tape("mul", level, LOW_STEP), tape.hold(low))
+        upper = tape("add", tape("mul", level, HIGH_STEP), tape.hold(high))
+        tables.append((lower, upper))
     words_per_row = code.words // rows
     spread = [pair for pair in tables for _ in range(words_per_row)]
     tape, registers, places, bits = signed_look_ups(tape, code, spread, SIGN)
@@ -57,5 +56,3 @@ def scaled(code: Code) -> Lowering:
         levels=rows,
         held=tuple(tape.held),
     )
-
-

@@ -36,7 +36,9 @@ def step_fields(tape: Tape, code: Code, loads: Mapping[str, tuple[int, int]]) ->
     return _gather(tape, code, lanes, ones)
 
 
-def _run_step(tape: Tape, code: Code, step: int, loads: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+def _run_step(
+    tape: Tape, code: Code, step: int, loads: Mapping[str, tuple[int, int]]
+) -> dict[str, str]:
     """Writes a step's instructions; the program's registers by name."""
     registers: dict[str, str] = {}
     for instruction in code.program.instructions:

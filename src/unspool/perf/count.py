@@ -99,13 +99,11 @@ def count_format(
 
 def activations(slot: Slot) -> str:
     """What the matrix unit multiplies with an operand in that slot."""
-    eight = slot.container == BYTES or slot.operand.bits == 8 and not slot.operand.integer
+    eight = slot.container == BYTES or (slot.operand.bits == 8 and not slot.operand.integer)
     return "8-bit floats" if eight else slot.operand.name
 
 
-def count(
-    lowerings: Sequence[Lowering], machine: Machine, tools: Toolchain
-) -> list[Count]:
+def count(lowerings: Sequence[Lowering], machine: Machine, tools: Toolchain) -> list[Count]:
     """Compiles all lowerings in one go and counts each."""
     source = header() + "".join(
         emit(lowering, number) + _kernel(number, FEW) + _kernel(number, MANY)

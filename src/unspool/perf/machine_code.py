@@ -97,7 +97,7 @@ def kernels(disassembly: str, cubin: bytes) -> dict[str, Kernel]:
 
 def _registers(cubin: bytes) -> dict[str, int]:
     """Registers per thread: attribute 0x2f in the section `.nv.info` of the ELF file."""
-    sections = {name: data for name, data in _sections(cubin)}
+    sections = dict(_sections(cubin))
     names, symbols = sections[".strtab"], sections[".symtab"]
     found: dict[str, int] = {}
     info, at = sections.get(".nv.info", b""), 0

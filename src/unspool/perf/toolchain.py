@@ -1,6 +1,6 @@
 """The CUDA compiler and disassembler, found where pip puts them; neither is needed at import.
 
-    pip install 'unspool[cuda]'     NVRTC (a library) and nvdisasm (a program), 60 MB, no GPU needed
+pip install 'unspool[cuda]'     NVRTC (a library) and nvdisasm (a program), 60 MB, no GPU needed
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Toolchain:
         return f"{major.value}.{minor.value}"
 
     def cubin(self, source: str, architecture: str) -> bytes:
-        """Machine code of a source for `sm_90a` and the like; UnspoolError with the compiler's log."""
+        """Machine code of a source for `sm_90a` and the like; UnspoolError with the log."""
         program = ctypes.c_void_p()
         self._call(
             "CreateProgram", ctypes.byref(program), source.encode(), b"unspool.cu", 0, None, None

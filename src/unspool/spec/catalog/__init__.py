@@ -14,7 +14,9 @@ from unspool.spec.format import Format
 from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
 
-FORMATS: Mapping[str, Format] = {entry.name: entry for entry in (*PLAIN, *LEVELS, *TRELLIS, *MULTIPLY)}
+FORMATS: Mapping[str, Format] = {
+    entry.name: entry for entry in (*PLAIN, *LEVELS, *TRELLIS, *MULTIPLY)
+}
 
 DEFAULTS: Mapping[float, str] = {
     1: "t1-e2m1",

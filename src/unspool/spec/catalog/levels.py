@@ -1,6 +1,6 @@
 """Level codes: small constant tables of a Gaussian's best levels; no memory, one look-up each.
 
-A table of at most 8 bytes is one byte permute on a GPU, for four weights at a time (docs/kernels.md).
+On a GPU, a table of at most 8 bytes is one byte permute for four weights (docs/kernels.md).
 """
 
 from __future__ import annotations
