@@ -33,6 +33,9 @@ def count(
     every: Annotated[
         bool, typer.Option("--all", help="Count the whole catalog on all targets and record it.")
     ] = False,
+    write: Annotated[
+        bool, typer.Option("--record", help="Replace what is recorded of these formats.")
+    ] = False,
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> None:
@@ -42,18 +45,22 @@ def count(
     and counted as the difference of three rings and one. Needs the extra `cuda`.
     """
     from unspool.decode.machine import MACHINES, machine
-    from unspool.perf.record import STATUS, flat, save
+    from unspool.perf.record import STATUS, flat, save, update
     from unspool.perf.toolchain import toolchain
     from unspool.spec.catalog import FORMATS
 
     if bool(formats) == every:
         raise DeclarationError("nothing to count", allowed="FORMAT... or --all")
+    if write and (operand or container):
+        raise DeclarationError("a record is of all operands", where="--record")
     tools = toolchain()
     names = [*FORMATS] if every else [*(formats or ())]
     machines = [machine(name) for name in ((not every and target) or MACHINES)]
     counted = _count(names, machines, (operand, container), quiet)
     if every:
         save(counted, tools.version)
+    elif write:
+        update(counted, tools.version)
     if json:
         rows = [flat(entry) for entry in counted]
         print_json({"status": STATUS, "compiler": tools.version, "counts": rows})

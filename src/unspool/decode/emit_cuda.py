@@ -155,5 +155,6 @@ _SPECIAL: Mapping[str, Callable[[Instruction, list[str]], str]] = {
     "permute-bytes": _permute,
     "lop3": _lop3,
     "load": lambda i, arguments: f"table[{int(i.arguments[0])} + {arguments[1]}]",
+    "load-at": lambda _, arguments: f"entry_at(table, {arguments[0]})",
     "level": lambda i, _: f"levels[{int(i.arguments[0])}]",
 }

@@ -71,7 +71,7 @@ def cost(lowering: Lowering) -> float:
     for instruction in lowering.instructions:
         fused = instruction.op == "add" and products & set(map(str, instruction.arguments))
         free = instruction.op == "level" or fused
-        total += 0 if free else LOAD_COST if instruction.op == "load" else 1
+        total += 0 if free else LOAD_COST if instruction.op in ("load", "load-at") else 1
     return total / lowering.weights
 
 

@@ -29,6 +29,9 @@ MOST_BITS = 12
 
 HALVES = 0x5410
 
+ENTRY_SHIFT = 2
+"""Windows are cut four times as large: LDS takes the index as a byte offset, no shift between."""
+
 
 def wide_fields(code: Code, slot: Slot) -> Iterator[tuple[Tape, Fields, tuple[int, ...]]]:
     """(tape, fields, table) for 1, 2, 4 or 8 steps at a time, where that fits."""
@@ -59,12 +62,12 @@ def wide_fields(code: Code, slot: Slot) -> Iterator[tuple[Tape, Fields, tuple[in
 
 
 def _load(tape: Tape, code: Code, unions: list[int], step: int) -> str:
-    index, low = "", 0
+    index, low = "", ENTRY_SHIFT
     for number, (plane, union) in enumerate(zip(code.planes, unions, strict=True)):
         part = window(tape, plane_words(code, number), step * plane.stride, union, low)
         index = tape("or", index, part) if index else part
         low += union
-    return tape("load", 0, index)
+    return tape("load-at", index)
 
 
 def _join(tape: Tape, loads: list[str], width: int) -> str:

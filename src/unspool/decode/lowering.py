@@ -43,6 +43,7 @@ EXTRA: Mapping[str, int] = {
     **dict.fromkeys(CONVERSIONS, 1),
     "select-bytes": 3,  # permute-bytes by a selector that has the top bit of every nibble clear
     "bfloat2-scale": 2,  # two bfloat16 times a power of two (its bfloat16 pattern twice); exact
+    "load-at": 1,  # the entry at a byte offset: an index times four costs nothing when it is cut
     "load": 2,  # (first entry, index): an entry of the lowering's table in shared memory
     "level": 1,  # one of the registers that the kernel fills once
 }
@@ -195,6 +196,8 @@ def run(
         values = [registers[a] if isinstance(a, str) else np.uint32(a) for a in arguments]
         if op == "level":
             registers[name] = given[int(arguments[0])]
+        elif op == "load-at":
+            registers[name] = table[values[0].astype(np.int64) >> 2]
         elif op == "load":
             registers[name] = table[values[0].astype(np.int64) + values[1].astype(np.int64)]
         elif op in EXTRA:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
+from unspool.errors import UnspoolError
 from unspool.perf.count import Count, Counted
 
 _FILE = resources.files("unspool") / "data" / "counts.json"
@@ -15,13 +16,28 @@ _FILE = resources.files("unspool") / "data" / "counts.json"
 STATUS = "compiled, counted, simulated; not run on a GPU"
 
 
+def update(counted: Sequence[Counted], compiler: str) -> None:
+    """Replaces what is recorded of the counted formats and targets.
+
+    Raises UnspoolError where the record is of another compiler: then all must be counted anew.
+    """
+    recorded, known = load()
+    if known and recorded != compiler:
+        raise UnspoolError(
+            "the record is of another compiler", found=compiler, allowed=f"{recorded}, or --all"
+        )
+    anew = {(entry.format, entry.target) for entry in counted}
+    kept = [entry for entry in known if (entry.format, entry.target) not in anew]
+    save([*kept, *counted], compiler)
+
+
 def save(counted: Sequence[Counted], compiler: str) -> None:
-    """Rewrites the record."""
+    """Rewrites the record, in the order of names."""
     document = {
         "status": STATUS,
         "unit": "machine instructions per weight",
         "compiler": compiler,
-        "counts": [flat(entry) for entry in counted],
+        "counts": [flat(entry) for entry in sorted(counted, key=lambda e: (e.format, e.target))],
     }
     rows = ",\n ".join(json.dumps(row) for row in document.pop("counts"))
     head = json.dumps(document, indent=1).removesuffix("\n}")

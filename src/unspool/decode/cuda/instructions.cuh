@@ -21,6 +21,11 @@ namespace unspool {
 
 using word = unsigned int;
 
+// LDS takes a byte offset; an index would be shifted first, one instruction more.
+UNSPOOL_DEVICE word entry_at(const word* table, word offset) {
+    return *reinterpret_cast<const word*>(reinterpret_cast<const char*>(table) + offset);
+}
+
 #ifdef __CUDACC__
 
 template <word truth>
