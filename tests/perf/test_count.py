@@ -5,10 +5,13 @@ They are compiled, counted, simulated; not run on a GPU. Counting needs the extr
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from unspool.decode.lower import LOAD_COST, lowerings, slots
 from unspool.decode.machine import BYTES, MACHINES, PACKED, Slot
+from unspool.errors import UnspoolError
 from unspool.evaluate.gaussian import distortion
 from unspool.perf import record
 from unspool.perf.count import Count, Counted, count, count_format
@@ -208,3 +211,31 @@ def test_a_record_reads_back_as_it_was_written(tmp_path, monkeypatch):
     )  # fmt: skip
     record.save([entry, entry], "13.0")
     assert record.load() == ("13.0", [entry, entry])
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
+
+
+def test_the_page_about_kernels_shows_what_is_recorded():
+    known = recorded()
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text("utf-8").splitlines()]
+    shown = [row for row in rows if row[0] in FORMATS]
+    assert len(shown) > 20
+    for name, _, target, held, trick, alu, fma, lds, cvt, total in shown:
+        operand, _, within = held.partition(" in ")
+        entry = known[name, target, operand, within or PACKED, trick == "scaled-table"]
+        counted = entry.count
+        figures = (counted.alu, counted.fma, counted.lds, counted.cvt, counted.total)
+        assert (alu, fma, lds, cvt, total) == tuple(f"{figure:.3f}" for figure in figures)
+
+
+def test_an_update_replaces_formats_and_refuses_another_compiler(tmp_path, monkeypatch):
+    _, known = record.load()
+    monkeypatch.setattr(record, "_FILE", tmp_path / "counts.json")
+    record.save(known[:40], "13.0")
+    record.update(known[:1], "13.0")
+    first = (known[0].format, known[0].target)
+    left = [entry for entry in record.load()[1] if (entry.format, entry.target) == first]
+    assert left == known[:1]
+    with pytest.raises(UnspoolError, match="another compiler"):
+        record.update(known[:1], "13.9")
