@@ -106,6 +106,31 @@ PARAMETER_CODES = {
     for scope in ("tensor", "row")
 }
 
+
+def levels_code(name: str, bits: int, *flip: Instruction, scope: str = "row") -> Code:
+    """One look-up in a stored table, after a permutation of the states if so asked."""
+    index = flip[0].result if flip else STATE
+    return Code(
+        name=name,
+        planes=(Plane(window=bits, stride=bits),),
+        operand=E4M3,
+        program=Program(
+            instructions=(*flip, Instruction("level", "table", ("levels", index))),
+            outputs=(("level", 0),),
+            parameters=(Parameter(name="levels", length=1 << bits, operand=E4M3, scope=scope),),
+        ),
+    )
+
+
+FLIP = Instruction("flipped", "xor", (STATE, 5))
+PARAMETER_CODES |= {
+    "four-per-row": levels_code("four-per-row", 2),
+    "four-per-tensor": levels_code("four-per-tensor", 2, scope="tensor"),
+    "two-per-row": levels_code("two-per-row", 1),
+    "flipped": levels_code("flipped", 3, FLIP),
+    "sixteen": levels_code("sixteen", 4),
+}
+
 CODES = {name: fmt.code for name, fmt in FORMATS.items()} | OWN | PARAMETER_CODES
 DISTINCT = {code: name for name, code in reversed(CODES.items())}
 """Formats that differ in their scales alone share a code."""

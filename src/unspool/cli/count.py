@@ -12,6 +12,7 @@ from unspool.errors import DeclarationError
 if TYPE_CHECKING:
     from unspool.decode.machine import Machine, Slot
     from unspool.perf.count import Counted
+    from unspool.spec.format import Format
 
 COLUMNS = (
     "format", "target", "operand", "lowering",
@@ -82,12 +83,18 @@ def _count(
             for place, target in enumerate(machines):
                 step = done * len(machines) + place
                 advance(step, len(formats) * len(machines), f"{fmt.name} {target.name}")
-                found += count_format(fmt, target, tools, _wanted(target, *only))
+                found += count_format(fmt, target, tools, _wanted(fmt, target, *only))
     return found
 
 
-def _wanted(target: Machine, operand: str | None, container: str | None) -> list[Slot] | None:
-    """The slots that the options ask for; None: all that hold the values."""
+def _wanted(
+    fmt: Format, target: Machine, operand: str | None, container: str | None
+) -> list[Slot] | None:
+    """The slots that the options ask for and that hold the values, or one that tells why none does;
+    None: no option asks.
+    """
+    from unspool.decode.lower import why_not
+
     if operand is None and container is None:
         return None
     fits = [
@@ -102,7 +109,7 @@ def _wanted(target: Machine, operand: str | None, container: str | None) -> list
             found=" ".join(part for part in (operand, container) if part),
             allowed=", ".join(map(str, target.slots)),
         )
-    return fits
+    return [slot for slot in fits if not why_not(fmt.code, slot, target)] or fits[:1]
 
 
 def _cells(entry: Counted) -> tuple[str, ...]:

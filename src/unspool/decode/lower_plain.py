@@ -87,7 +87,7 @@ def _looked_up(code: Code, slot: Slot) -> Iterator[Plain]:
     if not (together or slot.width == 8) or exponent is None or code.state_bits > NIBBLE:
         return
     tables = _byte_tables(code, slot, exponent)
-    if code.state_bits < NIBBLE and (tables or together):
+    if code.state_bits < NIBBLE and (tables or _is_parameter(code)):
         made = _permute_table(code, slot, tables)
         yield _with(slot, exponent, "permute-table", *made)
     elif code.state_bits == NIBBLE and len(tables) == 1 and code.lanes == 1:
@@ -96,6 +96,17 @@ def _looked_up(code: Code, slot: Slot) -> Iterator[Plain]:
             table = tables[0][: 1 << (NIBBLE - 1)]
             yield _with(slot, exponent, "sign-and-table", *sign_and_table(code, table, sign))
         yield _with(slot, exponent, "table-of-16", *_table_of_16(code, tables[0]))
+
+
+def _is_parameter(code: Code) -> bool:
+    """Whether the state itself is the index of a parameter that fills one or two registers."""
+    program = code.program
+    if len(program.instructions) != 1 or not program.parameters:
+        return False
+    (look_up,), (parameter,) = program.instructions, program.parameters
+    bare = look_up.arguments == (parameter.name, STATE) and code.lanes == 1
+    whole = program.outputs == ((look_up.result, 0),) and parameter.operand is code.operand
+    return bare and whole and parameter.length == 1 << code.state_bits >= 4
 
 
 def _byte_tables(code: Code, slot: Slot, exponent: int) -> list[list[int]]:
@@ -149,7 +160,8 @@ def _permute_table(code: Code, slot: Slot, tables: list[list[int]]) -> Written:
     selector    . i i i . i i i . i i i . i i i   PRMT reads the lower half, then the upper one
     """
     by_row = not tables and code.program.parameters[0].scope == "row"
-    tape = Tape(levels=0 if tables else 2 * code.tile[0] if by_row else 2)
+    each = 0 if tables else (1 << code.state_bits) // 4  # registers of a parameter
+    tape = Tape(levels=each * code.tile[0] if by_row else each)
     registers: list[str] = []
     places: list[int] = []
     selectors, bits = _selectors(tape, code, tiling(NIBBLE, tuple(range(code.state_bits))))
@@ -159,14 +171,14 @@ def _permute_table(code: Code, slot: Slot, tables: list[list[int]]) -> Written:
         for part in range(2):
             picked = tape.rotate(selector, 16 * part, 0xFFFF)
             steps = range(8 * index + 4 * part, 8 * index + 4 * part + 4)
-            for lane, (low, high) in enumerate(pairs or [_levels_of(tape, row)]):
+            for lane, (low, high) in enumerate(pairs or [_levels_of(tape, each * row, each)]):
                 registers.append(tape("select-bytes", low, high, picked))
                 places += _places(code, steps, lane if slot.width == 8 else None)
     return tape, registers, places, bits
 
 
-def _levels_of(tape: Tape, row: int) -> tuple[str, str]:
-    return tape("level", 2 * row), tape("level", 2 * row + 1)
+def _levels_of(tape: Tape, first: int, count: int) -> tuple[str, str]:
+    return tape("level", first), tape("level", first + count - 1)
 
 
 def _places(code: Code, steps: range, lane: int | None) -> list[int]:
