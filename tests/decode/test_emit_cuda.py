@@ -29,7 +29,8 @@ RANDOM_RINGS = 128
 """Beside the rings that hold every state: every step of a ring sees this many states at least."""
 
 MOST_BITS = 16
-"""All states up to here; of more, as many, evenly spread (all of 2**20 with `-m slow`)."""
+"""All states up to here; of more, as many, evenly spread (all 2**20 of the three codes that have
+them once, below)."""
 
 
 def own(name: str, planes: str, operand, program: Program, tile=(8, 8)) -> Code:
@@ -245,7 +246,6 @@ def test_so_it_does_for_every_slot(code, build):
     assert_twin_agrees(code, chosen(code, every_slot=True), build)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["m3-e2m1", "m3-e4m3", "m3-e2m3"])
 def test_all_states_of_twenty_bits(name, build):
     code = CODES[name]
