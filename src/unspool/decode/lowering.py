@@ -232,7 +232,9 @@ def emitted(
 
 def _half2_of(operand: Operand) -> Callable[[Word], Word]:
     width = 4 if operand is E2M1 else 8
-    patterns = operand.values().astype(np.float16).view(np.uint16).astype(np.uint32)
+    halves = operand.values().astype(np.float16)
+    bits = np.where(np.isnan(halves), np.uint16(0x7FFF), halves.view(np.uint16))
+    patterns = bits.astype(np.uint32)
     mask = np.uint32((1 << operand.bits) - 1)
 
     def convert(a: Word) -> Word:
