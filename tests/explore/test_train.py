@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from unspool.explore.search import search
+from unspool.explore.search import FORMS, search
 from unspool.explore.train import Effort, Trellis, train
 from unspool.spec.code import Plane
-from unspool.spec.operand import E2M1, E2M3, E4M3
+from unspool.spec.operand import E2M1, E2M3
 
 SMALL = Effort(starts=4, rounds=12, rings=192, final_rings=512, final_rounds=6)
 TRELLIS = Trellis(planes=(Plane(window=4, stride=1), Plane(window=1, stride=1)), lanes=1, steps=64)
@@ -32,7 +32,7 @@ def test_pairs_train_too() -> None:
 
 def test_search_reports_the_best_so_far_and_its_code() -> None:
     seen: list[float] = []
-    found = search(2, E4M3, trials=3, progress=lambda trial, mse: seen.append(mse))
+    found = search(2, FORMS["E4M3"], trials=3, progress=lambda trial, mse: seen.append(mse))
     assert seen == sorted(seen, reverse=True)
     assert found.code.name == "m2-e4m3"
     assert 0.07 < found.mse < 0.1

@@ -17,6 +17,7 @@ import typer
 import unspool
 from unspool.cli import (
     bench,
+    count,
     demo,
     eval,
     formats,
@@ -39,6 +40,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "demo": demo.demo,
     "train": train.train,
     "search": search.search,
+    "count": count.count,
 }
 
 EPILOG = (

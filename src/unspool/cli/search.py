@@ -11,7 +11,6 @@ from unspool.errors import DeclarationError
 
 if TYPE_CHECKING:
     from unspool.spec.code import Code
-    from unspool.spec.operand import Operand
 
 #: constants of a multiply code: (name in the literal, instruction, which argument, digits)
 CONSTANTS = (
@@ -23,7 +22,7 @@ CONSTANTS = (
 
 def search(
     bits: Annotated[int, typer.Option(min=2, max=3, help="Bits per weight.")] = 2,
-    operand: Annotated[str, typer.Option(help="E2M1 or E4M3.")] = "E2M1",
+    operand: Annotated[str, typer.Option(help="E2M1, E2M3, E4M3 or E4M3-quick.")] = "E2M1",
     trials: Annotated[int, typer.Option(min=1, help="Random constants to try.")] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     quiet: Quiet = False,
@@ -32,18 +31,16 @@ def search(
     """Search multiply-code constants; print the best as a catalog literal, and its error."""
     from unspool.explore import search as searcher
 
-    target = _operand(operand)
+    form = _form(operand)
     with progress("searching", quiet=quiet) as advance:
         found = searcher.search(
             bits,
-            target,
+            searcher.FORMS[form],
             trials=trials,
             seed=seed,
             progress=lambda trial, mse: advance(trial + 1, trials, f"best error {mse:.5f}"),
         )
-    command = (
-        f"unspool search --bits {bits} --operand {target.name} --trials {trials} --seed {seed}"
-    )
+    command = f"unspool search --bits {bits} --operand {form} --trials {trials} --seed {seed}"
     text = literal(found.code, bits, command)
     if json:
         print_json({
@@ -61,19 +58,21 @@ def literal(code: Code, bits: int, source: str) -> str:
     ]
     shown = ", ".join(f"{name}=0x{int(value):0{digits}X}" for name, value, digits in found)
     return (
-        f"_format(\n"
-        f"    to_{code.operand.name.lower()}({bits}, {shown}, sigma={code.sigma}),\n"
-        f'    "{source}",\n'
-        f"),"
+        f'_format(\n    {_maker(code)}({bits}, {shown}, sigma={code.sigma}),\n    "{source}",\n),'
     )
 
 
-def _operand(name: str) -> Operand:
-    from unspool.spec.operand import E2M1, E4M3
+def _maker(code: Code) -> str:
+    """The function of the catalog that made a code: `m2-e4m3-quick` is by `to_e4m3_quick`."""
+    return "to_" + code.name.split("-", 1)[1].replace("-", "_")
 
-    known = {operand.name: operand for operand in (E2M1, E4M3)}
-    if name.upper() not in known:
+
+def _form(operand: str) -> str:
+    from unspool.explore.search import FORMS
+
+    known = {name.lower(): name for name in FORMS}
+    if operand.lower() not in known:
         raise DeclarationError(
-            "no multiply code to that operand", where="--operand", found=name, allowed=known
+            "no multiply code to that operand", where="--operand", found=operand, allowed=FORMS
         )
-    return known[name.upper()]
+    return known[operand.lower()]

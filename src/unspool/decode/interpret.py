@@ -28,7 +28,7 @@ def interpret(
     tables: dict[str, Word] = {t.name: np.array(t.entries, np.uint32) for t in program.tables}
     tables |= dict(parameters or {})
     for instruction in program.instructions:
-        registers[instruction.result] = _execute(instruction, registers, tables)
+        registers[instruction.result] = execute(instruction, registers, tables)
     lanes = [registers[name] >> np.uint32(offset) for name, offset in program.outputs]
     return np.stack(np.broadcast_arrays(*lanes), axis=-1)
 
@@ -65,9 +65,10 @@ def all_states(code: Code) -> Word:
     return np.arange(1 << code.state_bits, dtype=np.uint32)
 
 
-def _execute(
+def execute(
     instruction: Instruction, registers: Mapping[str, Word], tables: Mapping[str, Word]
 ) -> Word:
+    """The result of one instruction on registers and tables by name."""
     arguments = instruction.arguments
     if instruction.op == "table":
         index = _value(arguments[1], registers)
@@ -128,7 +129,7 @@ def _lop3(a: Word, b: Word, c: Word, truth: Word) -> Word:
     return result
 
 
-def _permute_bytes(low: Word, high: Word, selector: Word) -> Word:
+def permute_bytes(low: Word, high: Word, selector: Word) -> Word:
     """Byte i of the result is byte (nibble i of the selector & 7) of high:low; CUDA's PRMT."""
     both = _wide(high) << np.uint64(32) | _wide(low)
     result = np.zeros(np.broadcast_shapes(both.shape, selector.shape), np.uint64)
@@ -205,7 +206,7 @@ _OPERATIONS: Mapping[str, Callable[..., Word]] = {
     "shr": _shift_right,
     "funnel-shift": _funnel_shift,
     "lop3": _lop3,
-    "permute-bytes": _permute_bytes,
+    "permute-bytes": permute_bytes,
     "bit-reverse": _bit_reverse,
     "byte-sum": _byte_sum,
     "half2-add": _half2_add,

@@ -4,23 +4,31 @@
                word   = spread * C + D                            word = (word ^ permute-bytes(
                lanes  = word's upper four nibbles                  window)) & 0x9f9f9f9f
 
-Three instructions for four weights each (the multiply-add is one); no table anywhere. `& 0x9f`
+Three instructions for four weights each (the multiply-add is one); no table anywhere. E4M3-quick is
+`spread * C + D & 0x9f9f9f9f`, E2M3 is the form of E4M3 with `& 0x3f3f3f3f`. `& 0x9f`
 leaves a sign, two exponent and three mantissa bits: exactly E2M3 x 2**-6, so no pattern is a NaN.
 Candidates are drawn at random and go through rounds of more and more weights; the best survive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unspool.decode.interpret import state_values
 from unspool.encode.viterbi import viterbi
-from unspool.spec.catalog.multiply import to_e2m1, to_e4m3
+from unspool.spec.catalog.multiply import to_e2m1, to_e2m3, to_e4m3, to_e4m3_quick
 from unspool.spec.code import Code
-from unspool.spec.operand import E2M1, Operand
+
+#: name on the command line -> maker of the code
+FORMS: Mapping[str, Callable[..., Code]] = {
+    "E2M1": to_e2m1,
+    "E4M3": to_e4m3,
+    "E4M3-quick": to_e4m3_quick,
+    "E2M3": to_e2m3,
+}
 
 #: rings searched and candidates kept, round after round
 ROUNDS = ((12, 24), (96, 6), (768, 1))
@@ -40,13 +48,13 @@ class Found:
 
 def search(
     bits: int,
-    operand: Operand,
+    form: Callable[..., Code],
     *,
     trials: int,
     seed: int = 0,
     progress: Callable[[int, float], None] = lambda trial, mse: None,
 ) -> Found:
-    """The best of `trials` random multiply codes of 2 or 3 bits to E2M1 or E4M3.
+    """The best of `trials` random multiply codes of 2 or 3 bits in one of the FORMS.
 
     `progress(trial, best error so far)` is called after each trial of the first round.
     """
@@ -54,7 +62,7 @@ def search(
     rings, kept = ROUNDS[0]
     found: list[Found] = []
     for trial in range(trials):
-        found.append(_measure(_draw(random, bits, operand), rings, seed))
+        found.append(_measure(_draw(random, bits, form), rings, seed))
         found = sorted(found, key=_error)[:kept]
         progress(trial, found[0].mse)
     for rings, kept in ROUNDS[1:]:
@@ -67,13 +75,12 @@ def _error(found: Found) -> float:
     return found.mse
 
 
-def _draw(random: np.random.Generator, bits: int, operand: Operand) -> Code:
+def _draw(random: np.random.Generator, bits: int, form: Callable[..., Code]) -> Code:
     """A random code, its sigma near the best."""
     multiplier, addend = (int(word) for word in random.integers(0, 1 << 32, 2))
     places = random.integers(0, bits, 4)  # the window's bytes: two at 2 bits, three at 3
     selector = int(sum(int(place) << (4 * lane) for lane, place in enumerate(places)))
-    make = to_e2m1 if operand is E2M1 else to_e4m3
-    code = make(bits, selector=selector, multiplier=multiplier | 1, addend=addend, sigma=1.0)
+    code = form(bits, selector=selector, multiplier=multiplier | 1, addend=addend, sigma=1.0)
     rms = float(np.sqrt(np.mean(state_values(code) ** 2)))
     return replace(code, sigma=rms * SIGMA_OF_RMS[bits])
 

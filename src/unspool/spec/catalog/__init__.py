@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 
 from unspool.errors import DeclarationError
+from unspool.spec.catalog.levels import LEVELS
 from unspool.spec.catalog.multiply import MULTIPLY
 from unspool.spec.catalog.plain import PLAIN
 from unspool.spec.catalog.trellis import TRELLIS
@@ -13,7 +14,9 @@ from unspool.spec.format import Format
 from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
 
-FORMATS: Mapping[str, Format] = {entry.name: entry for entry in (*PLAIN, *TRELLIS, *MULTIPLY)}
+FORMATS: Mapping[str, Format] = {
+    entry.name: entry for entry in (*PLAIN, *LEVELS, *TRELLIS, *MULTIPLY)
+}
 
 DEFAULTS: Mapping[float, str] = {
     1: "t1-e2m1",

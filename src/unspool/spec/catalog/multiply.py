@@ -5,9 +5,11 @@ The constants come from `unspool search`; each entry's source is the command tha
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from unspool.spec.code import Code, Plane
 from unspool.spec.format import Format
-from unspool.spec.operand import E2M1, E4M3
+from unspool.spec.operand import E2M1, E2M3, E4M3
 from unspool.spec.program import STATE, Instruction, Program
 from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
@@ -16,6 +18,8 @@ TILE = (8, 16)
 LANES = 4
 #: sign, two exponent and three mantissa bits of every byte: E2M3 x 2**-6, never a NaN
 E4M3_MASK = 0x9F9F9F9F
+#: the same six bits in the low end of every byte: E2M3
+E2M3_MASK = 0x3F3F3F3F
 #: lop3 truth table of (a ^ b) & c
 XOR_AND = 0x28
 
@@ -61,6 +65,37 @@ def to_e4m3(bits: int, *, selector: int, multiplier: int, addend: int, sigma: fl
     )
 
 
+def to_e2m3(bits: int, *, selector: int, multiplier: int, addend: int, sigma: float) -> Code:
+    """`to_e4m3` with the sign beside the exponent: E2M3 in bytes, as FP6 matrix units take it."""
+    code = to_e4m3(bits, selector=selector, multiplier=multiplier, addend=addend, sigma=sigma)
+    *first, last = code.program.instructions
+    a, b, _, truth = last.arguments
+    masked = Instruction(last.result, last.op, (a, b, E2M3_MASK, truth))
+    program = replace(code.program, instructions=(*first, masked))
+    return replace(code, name=f"m{bits}-e2m3", operand=E2M3, program=program)
+
+
+def to_e4m3_quick(bits: int, *, selector: int, multiplier: int, addend: int, sigma: float) -> Code:
+    """Four E4M3 weights in three instructions: bytes of (permuted window) * multiplier + addend."""
+    return Code(
+        name=f"m{bits}-e4m3-quick",
+        planes=(_plane(bits),),
+        lanes=LANES,
+        tile=TILE,
+        operand=E4M3,
+        program=Program(
+            instructions=(
+                Instruction("spread", "permute-bytes", (STATE, 0, selector)),
+                Instruction("product", "mul", ("spread", multiplier)),
+                Instruction("sum", "add", ("product", addend)),
+                Instruction("word", "and", ("sum", E4M3_MASK)),
+            ),
+            outputs=tuple(("word", 8 * lane) for lane in range(LANES)),
+        ),
+        sigma=sigma,
+    )
+
+
 def _plane(bits: int) -> Plane:
     """A step adds 4 weights' bits to a memory of 8: windows of 16 bits at 2, 20 at 3."""
     return Plane(window=LANES * bits + 8, stride=LANES * bits)
@@ -92,5 +127,13 @@ MULTIPLY = (
     _format(
         to_e4m3(3, selector=0x2121, multiplier=0x0C6D8AEF, addend=0x15820791, sigma=0.04316),
         "unspool search --bits 3 --operand E4M3 --trials 40",
+    ),
+    _format(
+        to_e4m3_quick(2, selector=0x1001, multiplier=0x6D2A45FF, addend=0x89F79AF7, sigma=0.05),
+        "unspool search --bits 2 --operand E4M3-quick --trials 60",
+    ),
+    _format(
+        to_e2m3(3, selector=0x2121, multiplier=0x0C6D8AEF, addend=0x15820791, sigma=2.762),
+        "unspool search --bits 3 --operand E2M3 --trials 24",
     ),
 )

@@ -1,0 +1,215 @@
+"""Lowering step by step: serves every program and every layout of planes.
+
+    words --windows--> state --the program's instructions--> lanes --gathered--> fields
+
+Windows that start at a byte are cut by one byte permute, and a program that begins by permuting
+the bytes of its window permutes the stored words instead.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from unspool.decode.fields import E4M3_IS_E2M3, Fields
+from unspool.decode.interpret import TABULATED_BITS, execute, tabulate
+from unspool.decode.lowering import FULL, Tape
+from unspool.spec.code import WORD_BITS, Code
+from unspool.spec.operand import E2M3, E4M3
+from unspool.spec.program import STATE, Instruction
+
+MOST_STATES = 1 << 20
+"""Programs of more states are not run through to learn which bits they set."""
+
+
+def step_fields(tape: Tape, code: Code, loads: Mapping[str, tuple[int, int]]) -> Fields:
+    """Operands of a ring, decoded step by step. `loads`: first entry and length of tables."""
+    lanes: list[tuple[str, int]] = []
+    ones: dict[str, int] = {}
+    for step in range(code.steps):
+        registers = _run_step(tape, code, step, loads)
+        for name, offset in code.program.outputs:
+            lanes.append((registers[name], offset))
+            ones[registers[name]] = _ones(code).get(name, FULL)
+    return _gather(tape, code, lanes, ones)
+
+
+def _run_step(
+    tape: Tape, code: Code, step: int, loads: Mapping[str, tuple[int, int]]
+) -> dict[str, str]:
+    """Writes a step's instructions; the program's registers by name."""
+    registers: dict[str, str] = {}
+    for instruction in code.program.instructions:
+        registers[instruction.result] = _write(tape, code, step, instruction, registers, loads)
+    if any(name == STATE for name, _ in code.program.outputs):
+        registers[STATE] = window_state(tape, code, step)
+    return registers
+
+
+def _write(
+    tape: Tape,
+    code: Code,
+    step: int,
+    instruction: Instruction,
+    registers: dict[str, str],
+    loads: Mapping[str, tuple[int, int]],
+) -> str:
+    op, arguments = instruction.op, instruction.arguments
+    if op == "permute-bytes" and arguments[0] == STATE and isinstance(arguments[2], int):
+        direct = _permuted_window(tape, code, step, arguments[2])
+        if direct:
+            return direct
+    if STATE in arguments and STATE not in registers:
+        registers[STATE] = window_state(tape, code, step)
+    values = [registers[a] if isinstance(a, str) and a in registers else a for a in arguments]
+    if op != "table":
+        return tape(op, *values)
+    first, length = loads[str(arguments[0])]
+    row = step * code.lanes // code.tile[1]
+    per_row = {p.name for p in code.program.parameters if p.scope == "row"}
+    first += row * length if arguments[0] in per_row else 0
+    index = values[1]
+    if not (arguments[1] == STATE and 1 << code.state_bits <= length):
+        index = tape("and", index, length - 1)
+    return tape("load", first, index)
+
+
+def plane_words(code: Code, plane: int) -> list[str]:
+    """The registers of a plane's stored words."""
+    first = sum(code.plane_bits[:plane]) // WORD_BITS
+    return [f"w{first + i}" for i in range(code.plane_bits[plane] // WORD_BITS)]
+
+
+def window(tape: Tape, words: list[str], start: int, size: int, low: int = 0) -> str:
+    """`size` bits of a ring of words from bit `start` on, moved to bit `low`; the rest zero."""
+    at, offset = start // WORD_BITS % len(words), start % WORD_BITS
+    mask = (FULL >> (WORD_BITS - size)) << low & FULL
+    if offset + size <= WORD_BITS:
+        bytewise = offset % 8 == 0 and size in (8, 16) and low == 0
+        if bytewise and offset and offset + size < WORD_BITS:
+            first = offset // 8
+            second = first + 1 if size == 16 else 4
+            return tape("permute-bytes", words[at], 0, 0x4400 | second << 4 | first)
+        return tape.merge([(words[at], (offset - low) % WORD_BITS, mask)], {})
+    following = words[(at + 1) % len(words)]
+    if offset >= low:
+        both = tape("funnel-shift", words[at], following, offset - low)
+        return tape.mask(both, mask)
+    both = tape("funnel-shift", words[at], following, offset)
+    return tape("shl", tape.mask(both, mask >> low), low)
+
+
+def window_state(tape: Tape, code: Code, step: int) -> str:
+    """The windows of all planes side by side."""
+    state, low = "", 0
+    for index, plane in enumerate(code.planes):
+        part = window(tape, plane_words(code, index), step * plane.stride, plane.window, low)
+        state = tape("or", state, part) if state else part
+        low += plane.window
+    return state
+
+
+def _permuted_window(tape: Tape, code: Code, step: int, selector: int) -> str:
+    """permute-bytes(window, 0, selector) on the stored words; empty where that is not the same."""
+    plane = code.planes[0]
+    start = step * plane.stride
+    picks = [selector >> (4 * place) & 7 for place in range(4)]
+    if len(code.planes) > 1 or start % 8 or max(picks) >= plane.window // 8:
+        return ""
+    words = plane_words(code, 0)
+    at, first = start // WORD_BITS, start % WORD_BITS // 8
+    moved = sum((pick + first) << (4 * place) for place, pick in enumerate(picks))
+    return tape("permute-bytes", words[at % len(words)], words[(at + 1) % len(words)], moved)
+
+
+@functools.lru_cache(maxsize=64)
+def _ones(code: Code) -> dict[str, int]:
+    """Bits that each register of a program sets in any state; empty where that is not known."""
+    if code.program.parameters or 1 << code.state_bits > MOST_STATES:
+        return {}
+    registers = {STATE: np.arange(1 << code.state_bits, dtype=np.uint32)}
+    tables = {t.name: np.array(t.entries, np.uint32) for t in code.program.tables}
+    for instruction in code.program.instructions:
+        registers[instruction.result] = execute(instruction, registers, tables)
+    return {name: int(np.bitwise_or.reduce(value.ravel())) for name, value in registers.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def confined(code: Code) -> bool:
+    """Whether all operands are E4M3 with the upper two exponent bits zero: E2M3 * 2**-6."""
+    if code.operand is not E4M3 or code.program.parameters or code.state_bits > TABULATED_BITS:
+        return False
+    return not int(np.bitwise_or.reduce(tabulate(code).ravel())) & 0x60
+
+
+def _gather(
+    tape: Tape, code: Code, lanes: list[tuple[str, int]], ones: Mapping[str, int]
+) -> Fields:
+    """Lanes wherever they stand to fields of 4, 8 or 16 bits, in order."""
+    operand, at, exponent = code.operand, tuple(range(code.operand.bits)), 0
+    width = next(width for width in (4, 8, 16) if width >= operand.bits)
+    if confined(code):
+        operand, at, exponent = E2M3, E4M3_IS_E2M3, E4M3.bias - E2M3.bias
+    count = WORD_BITS // width
+    registers = []
+    bits = sum(1 << bit for bit in at)
+    for first in range(0, len(lanes), count):
+        registers.append(_gathered(tape, lanes[first : first + count], width, bits, ones))
+    return Fields(
+        operand=operand,
+        width=width,
+        at=at,
+        registers=tuple(registers),
+        places=tuple(range(len(lanes))),
+        exponent=exponent,
+        clean=True,
+        ones={r: ones[r] for r in registers if r in ones},
+    )
+
+
+def _gathered(
+    tape: Tape, lanes: list[tuple[str, int]], width: int, bits: int, ones: Mapping[str, int]
+) -> str:
+    """One register of fields: whole bytes by permutes, other bits by shifts and masks."""
+    by_bytes = _byte_picks(lanes, width, bits)
+    if by_bytes and all(ones.get(r, FULL) >> o & ((1 << width) - 1) & ~bits == 0 for r, o in lanes):
+        return _permuted(tape, by_bytes)
+    masks: dict[tuple[str, int], int] = {}
+    for place, (register, offset) in enumerate(lanes):
+        key = register, (offset - place * width) % WORD_BITS
+        masks[key] = masks.get(key, 0) | bits << (place * width)
+    pieces = [(register, amount, mask) for (register, amount), mask in masks.items()]
+    return tape.merge(pieces, ones)
+
+
+def _byte_picks(
+    lanes: list[tuple[str, int]], width: int, bits: int
+) -> list[tuple[str, int]] | None:
+    """(register, byte) for every byte of the fields' register, where they are whole bytes."""
+    picks: list[tuple[str, int]] = []
+    if width == 4:
+        pairs = list(zip(lanes[::2], lanes[1::2], strict=True))
+        if all(a[0] == b[0] and a[1] % 8 == 0 and b[1] == a[1] + 4 for a, b in pairs):
+            picks = [(a[0], a[1] // 8) for a, _ in pairs]
+    elif all(offset % 8 == 0 and offset + width <= WORD_BITS for _, offset in lanes):
+        picks = [(r, o // 8 + byte) for r, o in lanes for byte in range(width // 8)]
+    return picks or None
+
+
+def _permuted(tape: Tape, picks: list[tuple[str, int]]) -> str:
+    """A register from any bytes: none where it is one as it is, else a permute for each further."""
+    names = list(dict.fromkeys(name for name, _ in picks))
+    if len(names) == 1:
+        selector = sum(byte << (4 * place) for place, (_, byte) in enumerate(picks))
+        whole = selector == 0x3210
+        return names[0] if whole else tape("permute-bytes", names[0], 0, selector)
+    result = names[0]
+    for number, name in enumerate(names[1:]):
+        selector = 0
+        for place, (owner, byte) in enumerate(picks):
+            old = byte if number == 0 else place
+            selector |= (byte + 4 if owner == name else old & 3) << (4 * place)
+        result = tape("permute-bytes", result, name, selector)
+    return result

@@ -1,0 +1,64 @@
+"""Values of a code as the bits of another operand: the same numbers, up to a power of two."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from jaxtyping import Float64, UInt32
+
+from unspool.decode.interpret import TABULATED_BITS, tabulate
+from unspool.spec.code import Code
+from unspool.spec.operand import Operand
+
+FURTHEST = 24
+"""Powers of two that are tried in both directions: E4M3 spans 18, FP16 40 with subnormals."""
+
+
+@functools.lru_cache(maxsize=128)
+def state_operands(code: Code) -> Float64[np.ndarray, "states lanes"] | None:
+    """The value of every state; None where parameters decide or there are too many states."""
+    if code.program.parameters or code.state_bits > TABULATED_BITS:
+        return None
+    return code.operand.values()[tabulate(code)]
+
+
+@functools.lru_cache(maxsize=256)
+def exponent_for(code: Code, operand: Operand) -> int | None:
+    """The power of two, nearest to none, by which all values become the operand's; or None.
+
+    Patterns that are not finite are left out: a checkpoint with such codes is refused.
+    """
+    values = state_operands(code)
+    if values is None:
+        return 0 if operand is code.operand else None
+    distinct = code.operand.values()[_patterns(code)]
+    known = _finite(operand)
+    for power in sorted(range(-FURTHEST, FURTHEST + 1), key=abs):
+        if np.isin(np.ldexp(distinct, power), known).all():
+            return power
+    return None
+
+
+@functools.lru_cache(maxsize=128)
+def _patterns(code: Code) -> np.ndarray:
+    """The finite operand patterns that any state decodes to."""
+    used = np.zeros(1 << code.operand.bits, bool)
+    used[tabulate(code).ravel()] = True
+    return np.flatnonzero(used & np.isfinite(code.operand.values()))
+
+
+def bits_of(
+    values: Float64[np.ndarray, "..."], operand: Operand, exponent: int
+) -> UInt32[np.ndarray, "..."]:
+    """Bit patterns of values * 2**exponent, which the operand must have; zero is +0."""
+    every = operand.values()
+    patterns = np.flatnonzero(np.isfinite(every))
+    patterns = patterns[np.argsort(every[patterns], kind="stable")]  # +0 before -0
+    at = np.searchsorted(every[patterns], np.ldexp(np.nan_to_num(values), exponent), side="left")
+    return patterns[np.minimum(at, len(patterns) - 1)].astype(np.uint32)
+
+
+def _finite(operand: Operand) -> Float64[np.ndarray, "patterns"]:
+    values = operand.values()
+    return values[np.isfinite(values)]

@@ -1,0 +1,123 @@
+"""Disassembled machine code: which instructions a kernel has, on which pipes, and what is amiss."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+PIPES = ("alu", "fma", "lds", "cvt", "other")
+
+#: pipe -> stems of its opcodes; IMAD and the half-precision pair share the FMA pipe's rate class
+_STEMS: Mapping[str, tuple[str, ...]] = {
+    "alu": (
+        "LOP3", "SHF", "PRMT", "IADD3", "IADD", "VIADD", "LEA", "SEL", "MOV", "SGXT", "BMSK",
+        "ISETP", "VABSDIFF", "VABSDIFF4", "VIMNMX", "VIADDMNMX", "IMNMX", "PLOP3", "IABS", "SHL",
+        "SHR", "LOP",
+    ),
+    "fma": ("IMAD", "IMUL", "FFMA", "FMUL", "FADD", "HFMA2", "HADD2", "HMUL2", "IDP", "IDP4A"),
+    "lds": ("LDS", "LDSM"),
+    "cvt": ("F2FP", "F2F", "F2I", "I2F", "I2FP", "F2IP", "I2IP"),
+}  # fmt: skip
+_PIPE_OF = {stem: pipe for pipe, stems in _STEMS.items() for stem in stems}
+
+#: loads, stores, addresses in uniform registers, control: no part of decoding
+_EXCLUDED = frozenset((
+    "LDG", "STG", "LD", "ST", "LDC", "LDCU", "ULDC", "S2R", "S2UR", "CS2R", "EXIT", "BRA", "NOP",
+    "BAR", "RET", "MEMBAR", "DEPBAR", "LDGDEPBAR", "STS", "R2UR", "UMOV", "WARPSYNC", "BSSY",
+    "BSYNC", "ERRBAR", "CCTL",
+))  # fmt: skip
+
+#: kinds and attributes of `.nv.info`, and the size of an ELF symbol
+_SIZED, _REGISTER_COUNT, _SYMBOL_BYTES = 4, 0x2F, 24
+
+_SPILLS = ("LDL", "STL")
+_MATRIX = re.compile(r"^[HIQBO]MMA|^[HIQ]GMMA|^UTC")
+
+_SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """Opcodes of a kernel, modifiers included, in order; registers a thread of it takes."""
+
+    opcodes: tuple[str, ...]
+    registers: int
+
+    @property
+    def pipes(self) -> Counter[str]:
+        """Instructions by pipe, without loads, stores, addresses and control."""
+        stems = (opcode.split(".")[0] for opcode in self.opcodes)
+        counted = (stem for stem in stems if stem not in _EXCLUDED and stem not in _SPILLS)
+        return Counter(_PIPE_OF.get(stem, "other") for stem in counted)
+
+    @property
+    def spills(self) -> int:
+        """Loads and stores of registers that did not fit."""
+        return sum(opcode.split(".")[0] in _SPILLS for opcode in self.opcodes)
+
+    @property
+    def traps(self) -> tuple[str, ...]:
+        """What makes a kernel slow without a word from the compiler."""
+        found = []
+        if self.spills:
+            found.append("spills")
+        if any(opcode.startswith("CALL") for opcode in self.opcodes):
+            found.append("a call to an emulation")
+        unpacked = [o for o in self.opcodes if o.startswith("F2FP") and "UNPACK" in o]
+        if unpacked and any(opcode.startswith("HMMA") for opcode in self.opcodes):
+            found.append("an FP8 matrix product emulated by binary16")
+        return tuple(found)
+
+    @property
+    def matrix_products(self) -> int:
+        """Instructions for the matrix unit."""
+        return sum(bool(_MATRIX.match(opcode)) for opcode in self.opcodes)
+
+
+def kernels(disassembly: str, cubin: bytes) -> dict[str, Kernel]:
+    """The kernels of a cubin by name."""
+    opcodes: dict[str, list[str]] = {}
+    name = ""
+    for line in disassembly.splitlines():
+        section = _SECTION.match(line)
+        if section:
+            name = section[1]
+        elif name and (instruction := _INSTRUCTION.match(line)):
+            opcodes.setdefault(name, []).append(instruction[1])
+    registers = _registers(cubin)
+    return {
+        name: Kernel(opcodes=tuple(found), registers=registers.get(name, 0))
+        for name, found in opcodes.items()
+    }
+
+
+def _registers(cubin: bytes) -> dict[str, int]:
+    """Registers per thread: attribute 0x2f in the section `.nv.info` of the ELF file."""
+    sections = dict(_sections(cubin))
+    names, symbols = sections[".strtab"], sections[".symtab"]
+    found: dict[str, int] = {}
+    info, at = sections.get(".nv.info", b""), 0
+    while at + 4 <= len(info):
+        kind, attribute, size = struct.unpack_from("<BBH", info, at)
+        if kind == _SIZED and attribute == _REGISTER_COUNT:
+            symbol, registers = struct.unpack_from("<II", info, at + 4)
+            start = struct.unpack_from("<I", symbols, symbol * _SYMBOL_BYTES)[0]
+            found[names[start : names.index(b"\0", start)].decode()] = registers
+        at += 4 + (size if kind == _SIZED else 0)
+    return found
+
+
+def _sections(cubin: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the sections of a 64-bit ELF file."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names_index = struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    strings = headers[names_index][4]
+    for header in headers:
+        start = strings + header[0]
+        name = cubin[start : cubin.index(b"\0", start)].decode()
+        yield name, cubin[header[4] : header[4] + header[5]]

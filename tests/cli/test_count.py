@@ -1,0 +1,54 @@
+"""`unspool count`: the figures, and what is said where they cannot be had."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from unspool.cli.main import BAD_INPUT, DONE, status
+from unspool.perf import toolchain
+from unspool.perf.toolchain import why_not
+
+counting = pytest.mark.skipif(bool(why_not()), reason=why_not() or "counting works")
+
+
+@counting
+def test_count_prints_one_document(capsys):
+    command = ["count", "m2-e4m3-quick", "--target", "sm90", "--operand", "e4m3", "--json"]
+    assert status(command) == DONE
+    document = json.loads(capsys.readouterr().out)
+    assert document["status"] == "compiled, counted, simulated; not run on a GPU"
+    (row,) = document["counts"]
+    assert row["total"] == pytest.approx(0.75, abs=0.01)
+    assert {"alu", "fma", "lds", "cvt", "other", "registers", "spills"} <= set(row)
+
+
+@counting
+def test_count_prints_a_table(capsys):
+    assert status(["count", "s2-e4m3", "--target", "sm120", "--container", "bytes"]) == DONE
+    assert "permute-table" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "nothing to count"),
+        (["mxfp4", "--all"], "nothing to count"),
+        (["mxfp4", "--target", "sm75"], "no such CUDA target"),
+        (["mxfp4", "--target", "sm90", "--operand", "e2m1"], "the target has no such operand"),
+        (["nf4", "--target", "sm90", "--operand", "e4m3"], "are not E4M3 times a power of two"),
+    ],
+)
+@counting
+def test_what_cannot_be_counted_is_explained(arguments, reason, capsys):
+    assert status(["count", *arguments]) == BAD_INPUT
+    assert reason in capsys.readouterr().err
+
+
+def test_without_the_tools_one_line_says_how_to_get_them(monkeypatch, capsys):
+    monkeypatch.setattr(toolchain, "_library", lambda: None)
+    assert status(["count", "mxfp4"]) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert "NVRTC not found" in error
+    assert "pip install 'unspool[cuda]'" in error
