@@ -1,6 +1,7 @@
 # Each target sets itself up. Given: Python >= 3.11, make and a C++17 compiler; the rest comes by pip.
 #   make setup   .venv with everything in it        make demo    the whole product, into demo-out/
 #   make test    the tests                          make lint    style, types, layers
+#   make test-slow  those of more than ten seconds
 #   make bench   the measurements under bench/      make native  the C++ library alone, in build/dev
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := CMakeLists.txt $(shell find src -name '*.cpp' -o -name '*.hpp')
 
-.PHONY: setup demo test lint bench native clean
+.PHONY: setup demo test test-slow lint bench native clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -17,8 +18,12 @@ demo: setup
 	rm -rf demo-out
 	$(BIN)/unspool demo -o demo-out
 
+# Two processes; tests of more than ten seconds apart.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow -n 2
 
 lint: setup
 	$(BIN)/ruff check
