@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from unspool import native
+from unspool.decode import target as targets
 from unspool.decode.target import NEEDS, why_not
 from unspool.errors import NativeError, SlowPathWarning, UnspoolError, WeightError
 from unspool.matmul import native_matrix
@@ -154,3 +155,23 @@ def test_a_library_built_from_other_sources_is_refused() -> None:
     for stale in (Stale(), SimpleNamespace(_name="older.so")):
         with pytest.raises(NativeError, match=r"old.*not of this version.*bytes"):
             native_matrix._check_version(stale)
+
+
+def test_a_processor_without_simd_runs_the_plain_kernel_and_says_so_once(
+    random_matrix, monkeypatch
+):
+    native._warn_once.cache_clear()
+    targets._best.cache_clear()
+    monkeypatch.delenv(targets.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(targets, "features", lambda: frozenset())
+    try:
+        matrix = random_matrix("t2-e2m1", 24, 64)
+        with pytest.warns(SlowPathWarning, match="without SIMD.*avx2 needs") as said:
+            plain, _ = Kernel(matrix), Kernel(matrix)
+        assert len(said) == 1
+        assert plain.path == "integer-portable"
+        x = activations(2, 64)
+        assert np.array_equal(plain(x), Kernel(matrix, target="numpy")(x))
+    finally:
+        targets._best.cache_clear()
+        native._warn_once.cache_clear()
