@@ -22,6 +22,7 @@ ABI = 3
 """What functions of the library take and return: raised with every change, here and in C++."""
 
 MOST_THREADS = 1024
+"""Scratch memory is set aside for each thread that is asked for."""
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unspool.cli.bundled import Activations
 from unspool.cli.terminal import AsJson, Quiet, print_json, print_table, progress
 from unspool.errors import EvaluationError
 
@@ -37,7 +38,7 @@ def matmul(
     target: Annotated[
         str | None, typer.Option(help="Force a target, e.g. portable; default the best one here.")
     ] = None,
-    activations: Annotated[str, typer.Option(help="auto, int8 or float32.")] = "auto",
+    activations: Activations = "auto",
     hot: Annotated[
         bool, typer.Option("--hot", help="One copy of the weights, which may stay in a cache.")
     ] = False,
