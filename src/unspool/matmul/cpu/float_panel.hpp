@@ -68,13 +68,13 @@ static void dots_of_rows(const Multiply& job, int64_t i, int64_t rows, const flo
                          int64_t width, int64_t chunk, int64_t row) {
   constexpr int kN = M == 1 ? 4 : 2;  // 8 chains hide the latency of FMA (4 cycles, 2 per cycle)
   const float* x = job.x + i * job.x_stride + chunk * job.chunk_distance;
-  float* y = job.y + i * job.y_stride + row;
+  float* y = job.y + i * job.matrix.n + row;
   const int64_t stride = job.chunk_stride;
   int64_t j = 0;
   for (; j + kN <= rows; j += kN)
-    dots<M, kN>(x, job.x_stride, w + j * stride, stride, width, y + j, job.y_stride, chunk == 0);
+    dots<M, kN>(x, job.x_stride, w + j * stride, stride, width, y + j, job.matrix.n, chunk == 0);
   for (; j < rows; ++j)
-    dots<M, 1>(x, job.x_stride, w + j * stride, stride, width, y + j, job.y_stride, chunk == 0);
+    dots<M, 1>(x, job.x_stride, w + j * stride, stride, width, y + j, job.matrix.n, chunk == 0);
 }
 
 static void multiply_chunk(const Multiply& job, int64_t row, int64_t rows, const float* w,
@@ -101,7 +101,7 @@ static void panel(const Multiply& job, int64_t row, int64_t rows, const PanelScr
   if (!m.scale_per_row()) return;
   for (int64_t r = 0; r < rows; ++r) scratch.scales[r] = scale_at(m, row + r, 0) * m.unit;
   for (int64_t i = 0; i < job.count; ++i)
-    for (int64_t r = 0; r < rows; ++r) job.y[i * job.y_stride + row + r] *= scratch.scales[r];
+    for (int64_t r = 0; r < rows; ++r) job.y[i * job.matrix.n + row + r] *= scratch.scales[r];
 }
 
 #undef UNSPOOL_FMA

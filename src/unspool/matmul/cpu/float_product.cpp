@@ -54,7 +54,7 @@ int64_t up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit;
 // Threads that pay for their start (about 20 us each): decoding takes 0.2 ns a weight and each row
 // of x 0.02 ns.
 int64_t useful_threads(const Multiply& job, int64_t threads) {
-  const double ns = double(job.y_rows) * double(job.matrix.k) * (0.2 + 0.02 * double(job.count));
+  const double ns = double(job.matrix.n) * double(job.matrix.k) * (0.2 + 0.02 * double(job.count));
   return std::max<int64_t>(1, std::min<int64_t>(threads, int64_t(ns / 50e3)));
 }
 
@@ -94,12 +94,12 @@ void run(Path path, const Multiply& job, int64_t threads) {
   const int64_t tall = job.matrix.tile_rows;
   const int64_t rows =
       job.count <= 2 ? tall : tall * std::max<int64_t>(1, kPanelRows / tall);
-  const int64_t panels = (job.y_rows + rows - 1) / rows;
+  const int64_t panels = (job.matrix.n + rows - 1) / rows;
   threads = useful_threads(job, threads);
   std::vector<OwnedScratch> scratch(std::size_t(threads), OwnedScratch(job, rows));
   share(std::size_t(panels), std::size_t(threads), [&](std::size_t worker, std::size_t panel) {
     const int64_t row = int64_t(panel) * rows;
-    run_panel(path, job, row, std::min(rows, job.y_rows - row), scratch[worker].view());
+    run_panel(path, job, row, std::min(rows, job.matrix.n - row), scratch[worker].view());
   });
 }
 
@@ -108,7 +108,7 @@ void run(Path path, const Multiply& job, int64_t threads) {
 void unspool::float_product(const CodedMatrix& m, Path path, const float* x, int64_t count,
                             int64_t threads, float* y) {
   const int64_t columns = m.tile_columns;
-  Multiply job{m, x, count, m.k, 0, y, m.n, m.n, 0, 0};
+  Multiply job{m, x, count, m.k, 0, y, 0, 0};
   job.chunk = std::max(columns, kChunk / columns * columns);
   job.chunk_stride = up(job.chunk, kPartials);
   job.chunk_distance = job.chunk;

@@ -20,8 +20,7 @@ struct Multiply {
   // Row i's part of chunk c starts at i * x_stride + c * chunk_distance.
   const float* x;
   int64_t count, x_stride, chunk_distance;
-  float* y;           // [count, y_stride]
-  int64_t y_stride, y_rows;  // y_rows: rows of the matrix that are wanted
+  float* y;                     // [count, rows of the matrix]
   int64_t chunk, chunk_stride;  // columns of a chunk; the same rounded up to 16, zeros beyond
 
   int64_t chunks() const { return (matrix.k + chunk - 1) / chunk; }

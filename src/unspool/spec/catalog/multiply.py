@@ -5,11 +5,9 @@ The constants come from `unspool search`; each entry's source is the command tha
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from unspool.spec.code import Code, Plane
 from unspool.spec.format import Format
-from unspool.spec.operand import E2M1, E2M3, E4M3
+from unspool.spec.operand import E2M1, E2M3, E4M3, Operand
 from unspool.spec.program import STATE, Instruction, Program
 from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
@@ -26,79 +24,78 @@ XOR_AND = 0x28
 
 def to_e2m1(bits: int, *, selector: int, multiplier: int, addend: int, sigma: float) -> Code:
     """Four E2M1 weights: the upper nibbles of (permuted window) * multiplier + addend."""
-    return Code(
-        name=f"m{bits}-e2m1",
-        planes=(_plane(bits),),
-        lanes=LANES,
-        tile=TILE,
-        operand=E2M1,
-        program=Program(
-            instructions=(
-                Instruction("spread", "permute-bytes", (STATE, 0, selector)),
-                Instruction("product", "mul", ("spread", multiplier)),
-                Instruction("word", "add", ("product", addend)),
-            ),
-            outputs=tuple(("word", 16 + 4 * lane) for lane in range(LANES)),
-        ),
-        sigma=sigma,
-    )
+    program = _sum_of_spread(selector, multiplier, "word", addend)
+    return _code(f"m{bits}-e2m1", bits, E2M1, program, first=16, width=4, sigma=sigma)
 
 
 def to_e4m3(bits: int, *, selector: int, multiplier: int, addend: int, sigma: float) -> Code:
     """Four E4M3 weights: the bytes of window * multiplier + addend, xor the permuted window."""
-    return Code(
-        name=f"m{bits}-e4m3",
-        planes=(_plane(bits),),
-        lanes=LANES,
-        tile=TILE,
-        operand=E4M3,
-        program=Program(
-            instructions=(
-                Instruction("product", "mul", (STATE, multiplier)),
-                Instruction("sum", "add", ("product", addend)),
-                Instruction("spread", "permute-bytes", (STATE, 0, selector)),
-                Instruction("word", "lop3", ("sum", "spread", E4M3_MASK, XOR_AND)),
-            ),
-            outputs=tuple(("word", 8 * lane) for lane in range(LANES)),
-        ),
-        sigma=sigma,
-    )
+    program = _xor_of_both(selector, multiplier, addend, E4M3_MASK)
+    return _code(f"m{bits}-e4m3", bits, E4M3, program, sigma=sigma)
 
 
 def to_e2m3(bits: int, *, selector: int, multiplier: int, addend: int, sigma: float) -> Code:
     """`to_e4m3` with the sign beside the exponent: E2M3 in bytes, as FP6 matrix units take it."""
-    code = to_e4m3(bits, selector=selector, multiplier=multiplier, addend=addend, sigma=sigma)
-    *first, last = code.program.instructions
-    a, b, _, truth = last.arguments
-    masked = Instruction(last.result, last.op, (a, b, E2M3_MASK, truth))
-    program = replace(code.program, instructions=(*first, masked))
-    return replace(code, name=f"m{bits}-e2m3", operand=E2M3, program=program)
+    program = _xor_of_both(selector, multiplier, addend, E2M3_MASK)
+    return _code(f"m{bits}-e2m3", bits, E2M3, program, sigma=sigma)
 
 
 def to_e4m3_quick(bits: int, *, selector: int, multiplier: int, addend: int, sigma: float) -> Code:
     """Four E4M3 weights in three instructions: bytes of (permuted window) * multiplier + addend."""
-    return Code(
-        name=f"m{bits}-e4m3-quick",
-        planes=(_plane(bits),),
-        lanes=LANES,
-        tile=TILE,
-        operand=E4M3,
-        program=Program(
-            instructions=(
-                Instruction("spread", "permute-bytes", (STATE, 0, selector)),
-                Instruction("product", "mul", ("spread", multiplier)),
-                Instruction("sum", "add", ("product", addend)),
-                Instruction("word", "and", ("sum", E4M3_MASK)),
-            ),
-            outputs=tuple(("word", 8 * lane) for lane in range(LANES)),
-        ),
-        sigma=sigma,
+    program = (
+        *_sum_of_spread(selector, multiplier, "sum", addend),
+        Instruction("word", "and", ("sum", E4M3_MASK)),
+    )
+    return _code(f"m{bits}-e4m3-quick", bits, E4M3, program, sigma=sigma)
+
+
+def _sum_of_spread(
+    selector: int, multiplier: int, result: str, addend: int
+) -> tuple[Instruction, ...]:
+    """result = (permuted window) * multiplier + addend."""
+    return (
+        Instruction("spread", "permute-bytes", (STATE, 0, selector)),
+        Instruction("product", "mul", ("spread", multiplier)),
+        Instruction(result, "add", ("product", addend)),
     )
 
 
-def _plane(bits: int) -> Plane:
-    """A step adds 4 weights' bits to a memory of 8: windows of 16 bits at 2, 20 at 3."""
-    return Plane(window=LANES * bits + 8, stride=LANES * bits)
+def _xor_of_both(selector: int, multiplier: int, addend: int, mask: int) -> tuple[Instruction, ...]:
+    """word = (window * multiplier + addend ^ permuted window) & mask."""
+    return (
+        Instruction("product", "mul", (STATE, multiplier)),
+        Instruction("sum", "add", ("product", addend)),
+        Instruction("spread", "permute-bytes", (STATE, 0, selector)),
+        Instruction("word", "lop3", ("sum", "spread", mask, XOR_AND)),
+    )
+
+
+def _code(
+    name: str,
+    bits: int,
+    operand: Operand,
+    instructions: tuple[Instruction, ...],
+    *,
+    first: int = 0,
+    width: int = 8,
+    sigma: float,
+) -> Code:
+    """A code whose lanes are fields of `word`, `width` bits apart from bit `first` on.
+
+    A step adds 4 weights' bits to a memory of 8: windows of 16 bits at 2 bits, of 20 at 3.
+    """
+    return Code(
+        name=name,
+        planes=(Plane(window=LANES * bits + 8, stride=LANES * bits),),
+        lanes=LANES,
+        tile=TILE,
+        operand=operand,
+        program=Program(
+            instructions=instructions,
+            outputs=tuple(("word", first + width * lane) for lane in range(LANES)),
+        ),
+        sigma=sigma,
+    )
 
 
 def _format(code: Code, source: str) -> Format:
