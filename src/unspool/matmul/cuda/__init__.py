@@ -1,0 +1,1 @@
+"""Products on NVIDIA GPUs: weights are decoded in registers, right before the matrix unit."""

@@ -1,0 +1,182 @@
+// Activations as operand B: rotated, scaled per token, rounded, in the order of geometry.py.
+//
+//   row of k --signs, Hadamard--> registers --largest of the row--> scale --round--> operand bytes
+//
+// One block of 16 warps per token. A warp has `segments` runs of 128 columns that follow each other,
+// a lane four columns of each: bits 0-1 of a column are in the lane, 2-6 across lanes, the rest
+// across the warp's segments. So the transform never leaves the warp.
+#ifndef UNSPOOL_ACTIVATIONS
+#define UNSPOOL_ACTIVATIONS
+
+namespace unspool {
+
+struct ActivationArguments {
+    const char* input;       // [rows][k]
+    const word* signs;       // a bit per column, set: minus
+    const int* sources;      // [tiles * tokens]: row of the input; negative: none. Null: in order
+    const unsigned short* positions;  // [step_columns]: operand's place in a step
+    char* output;            // [tiles][stages][activation_bytes]
+    float* token_scales;     // [tiles * tokens]
+    int rows, k, stages;
+};
+
+constexpr int rotate_warps = 16;
+constexpr int rotate_threads = 32 * rotate_warps;
+constexpr int operands_per_half = 16 * 8 / operand_bits;
+
+using Values = float[segments][4];
+
+UNSPOOL_DEVICE float input_at(const char* row, int column, int k) {
+    if (column >= k) return 0.0f;
+    if (input_bits == 32) return load_global<float>(row + 4LL * column);
+    const word bits = load_global<unsigned short>(row + 2LL * column);
+    return input_bfloat ? as_float(bits << 16) : value_of_f16(bits);
+}
+
+UNSPOOL_DEVICE void load_row(const ActivationArguments& a, int source, int first, Values& values) {
+    const char* row = a.input + 1LL * source * a.k * (input_bits / 8);
+#pragma unroll
+    for (int s = 0; s < segments; ++s) {
+        const int column = first + 128 * s;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[s][i] = input_at(row, column + i, a.k);
+    }
+}
+
+UNSPOOL_DEVICE void butterfly(float& low, float& high) {
+    const float sum = low + high, difference = low - high;
+    low = sum, high = difference;
+}
+
+// H (signs x) / sqrt(size), bit by bit of the column, the lowest first: as encode.rotate has it.
+UNSPOOL_DEVICE void rotate(const ActivationArguments& a, int first, int lane, Values& values) {
+    if (rotation == 0) return;
+#pragma unroll
+    for (int s = 0; s < segments; ++s) {
+        const int column = first + 128 * s;
+        const word flips = column < a.k ? load_global<word>(a.signs + column / 32) >> column % 32 : 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            values[s][i] = as_float(as_word(values[s][i]) ^ (flips >> i & 1) << 31);
+#pragma unroll
+        for (int bit = 1; bit < 4 && bit < rotation; bit *= 2)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (!(i & bit)) butterfly(values[s][i], values[s][i | bit]);
+#pragma unroll
+        for (int bit = 4; bit < 128 && bit < rotation; bit *= 2)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float other = shuffle_xor(values[s][i], bit / 4);
+                values[s][i] = lane & bit / 4 ? other - values[s][i] : values[s][i] + other;
+            }
+    }
+#pragma unroll
+    for (int bit = 1; 128 * bit < rotation; bit *= 2)
+#pragma unroll
+        for (int s = 0; s < segments; ++s)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                if (!(s & bit)) butterfly(values[s][i], values[s | bit][i]);
+#pragma unroll
+    for (int s = 0; s < segments; ++s)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[s][i] *= rotation_factor;
+}
+
+// Bits of the row's largest magnitude: ordered as the magnitudes are, infinities and NaNs on top.
+UNSPOOL_DEVICE word largest_of(const Values& values, int thread) {
+    word largest = 0;
+#pragma unroll
+    for (int s = 0; s < segments; ++s)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const word bits = as_word(values[s][i]) & 0x7FFFFFFF;
+            largest = bits > largest ? bits : largest;
+        }
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) {
+        const word other = shuffle_xor(largest, mask);
+        largest = other > largest ? other : largest;
+    }
+    char* shared = shared_memory();
+    if (thread % 32 == 0) store_shared<word>(shared + thread / 32 * 4, largest);
+    sync_block();
+#pragma unroll
+    for (int warp = 0; warp < rotate_warps; ++warp) {
+        const word other = load_shared<word>(shared + 4 * warp);
+        largest = other > largest ? other : largest;
+    }
+    return largest;
+}
+
+struct Scaling {
+    float inverse, scale;  // operand = value * inverse; value = operand * scale
+};
+
+// FP8: the largest becomes 448. binary16: a power of two puts it into [2**14, 2**15). A row that is
+// not finite gets NaN for a scale, and zeros: its results are NaN, and no other's.
+UNSPOOL_DEVICE Scaling scaling_of(word largest) {
+    if (largest >= 0x7F800000) return {0.0f, as_float(0x7FC00000)};
+    if (largest < 0x00800000) return {0.0f, 0.0f};  // zero, or too small for an FP32 inverse
+    if (operand_bits == 8) return {448.0f / as_float(largest), as_float(largest) / 448.0f};
+    int shift = 141 - int(largest >> 23);
+    shift = shift > 126 ? 126 : shift;
+    return {as_float(word(127 + shift) << 23), as_float(word(127 - shift) << 23)};
+}
+
+UNSPOOL_DEVICE void store_operand(char* stage, int position, int token, int term, word bits) {
+    const int piece = position / operands_per_half;  // of 16 bytes: (step slice, half)
+    const int thread_slot = position % operands_per_half;
+    const int block = term * token_blocks + token / 8;
+    char* at = stage + (piece * column_blocks + block) * 128 + token % 8 * 16;
+    if (operand_bits == 8)
+        store_global<unsigned char>(at + thread_slot, (unsigned char)bits);
+    else
+        store_global<unsigned short>(at + 2 * thread_slot, (unsigned short)bits);
+}
+
+UNSPOOL_DEVICE void store_value(
+    const ActivationArguments& a, char* tile, int token, int column, float value) {
+    constexpr int stage_columns = steps * step_columns;
+    const int stage = column / stage_columns;
+    if (stage >= a.stages) return;
+    const int step = column % stage_columns / step_columns;
+    const int position = load_global<unsigned short>(a.positions + column % step_columns);
+    char* to = tile + 1LL * stage * activation_bytes;
+    const int place = step * step_columns + position;
+#pragma unroll
+    for (int term = 0; term < terms; ++term) {
+        if (operand_bits == 16) {
+            store_operand(to, place, token, term, f16_of(value));
+            continue;
+        }
+        const word bits = e4m3_of(value);
+        store_operand(to, place, token, term, bits);
+        value = (value - value_of_e4m3(bits)) * 16.0f;  // exact: the next term is of the rest
+    }
+}
+
+UNSPOOL_DEVICE void prepare(const ActivationArguments& a) {
+    const int thread = thread_index(), lane = thread % 32, slot = block_index();
+    const int source = a.sources ? load_global<int>(a.sources + slot) : slot;
+    const int first = thread / 32 * segments * 128 + 4 * lane;
+    Values values = {};
+    if (source >= 0 && source < a.rows) load_row(a, source, first, values);
+    rotate(a, first, lane, values);
+    const Scaling scaling = scaling_of(largest_of(values, thread));
+    if (thread == 0) store_global<float>(a.token_scales + slot, scaling.scale);
+    char* tile = a.output + 1LL * (slot / tokens) * a.stages * activation_bytes;
+#pragma unroll
+    for (int s = 0; s < segments; ++s)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const bool finite = scaling.inverse != 0.0f;
+            const float value = finite ? values[s][i] * scaling.inverse : 0.0f;
+            store_value(a, tile, slot % tokens, first + 128 * s + i, value);
+        }
+}
+
+}  // namespace unspool
+
+#endif

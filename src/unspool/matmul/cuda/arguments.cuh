@@ -1,0 +1,90 @@
+// What a kernel is given, and the constants that were generated for it.
+//
+// The generated part (source.py) comes before this file, in namespace unspool::made:
+//
+//   threads        128: a warpgroup; block_rows 256     token_blocks, terms   columns of the product
+//   steps          of a stage                           slices                of a step
+//   step_words     stored words of a thread's step      ring_words, rings     of a thread's step
+//   code_bytes, unit_bytes, scale_blocks, level_steps   as recipe.py has them
+//   kind           of product                           slots                 stages in flight
+#ifndef UNSPOOL_ARGUMENTS
+#define UNSPOOL_ARGUMENTS
+
+namespace unspool {
+
+using namespace made;
+
+struct Arguments {
+    const char* weights;        // [experts][row blocks][stages][unit_bytes]
+    const char* activations;    // [tiles][stages][activation_bytes]
+    const float* row_scales;    // [experts][row blocks * 256]
+    const float* token_scales;  // [tiles * tokens]
+    const word* levels;         // [experts][row blocks][across][level_count][32 rings]
+    const int* experts;         // [tiles]: whose weights; negative: an empty tile. Null: expert 0
+    const int* targets;         // [tiles * tokens]: row of the output; negative: none. Null: in order
+    char* output;               // [m][n]
+    char* partials;             // float [tiles][2 * blocks][columns][256]
+    int* arrivals;              // [tiles][row blocks], zero before and after
+    int m, n, row_blocks, stages, across;
+};
+
+constexpr int tokens = 8 * token_blocks;        // of a tile
+constexpr int column_blocks = terms * token_blocks;
+constexpr int columns = 8 * column_blocks;      // of the product, [term][token]
+constexpr int activation_bytes = steps * slices * 32 * columns;
+constexpr int stage_bytes = unit_bytes + activation_bytes;
+constexpr int products = 4;                     // of 16 rows (per warp) that take a ring's 8 rows
+
+// The sums of a thread: rows 2 j and 2 j + 1 of its ring, columns 8 b + 2 t and the next, at
+// [j][4 b + 2 (row % 2) + column % 2]. All three main loops leave them so.
+using Sums = float[products][4 * column_blocks];
+
+// Where a thread stands in its warpgroup.
+struct Place {
+    int thread, warp, lane, g, t, ring;  // ring: which of the row block's 32 down
+};
+
+UNSPOOL_DEVICE Place place_of(int thread) {
+    const int lane = thread % 32, warp = thread / 32;
+    return {thread, warp, lane, lane / 4, lane % 4, 8 * warp + lane / 4};
+}
+
+#ifdef __CUDACC__
+UNSPOOL_DEVICE float as_float(word bits) { return __uint_as_float(bits); }
+UNSPOOL_DEVICE word as_word(float value) { return __float_as_uint(value); }
+UNSPOOL_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+#else
+UNSPOOL_DEVICE float as_float(word bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+UNSPOOL_DEVICE word as_word(float value) {
+    word bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+UNSPOOL_DEVICE float multiply_add(float a, float b, float c) { return std::fmaf(a, b, c); }
+#endif
+
+UNSPOOL_DEVICE Quad quad_of(float x, float y, float z, float w) {
+    return {as_word(x), as_word(y), as_word(z), as_word(w)};
+}
+
+UNSPOOL_DEVICE void clear(Sums& sums) {
+#pragma unroll
+    for (int j = 0; j < products; ++j)
+#pragma unroll
+        for (int i = 0; i < 4 * column_blocks; ++i) sums[j][i] = 0.0f;
+}
+
+UNSPOOL_DEVICE void copy(Sums& to, const Sums& from) {
+#pragma unroll
+    for (int j = 0; j < products; ++j)
+#pragma unroll
+        for (int i = 0; i < 4 * column_blocks; ++i) to[j][i] = from[j][i];
+}
+
+}  // namespace unspool
+
+#endif

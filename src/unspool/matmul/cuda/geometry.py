@@ -1,0 +1,146 @@
+"""Which thread decodes which weights, and where the activations have to stand for it.
+
+A warpgroup of 128 threads covers 256 rows. Its thread (warp w, g = lane // 4, t = lane % 4) takes
+whole rings, of 8 rows each, and for a row of MMA operand A the registers that the unit wants:
+
+    rings down      8 w + g                      32 rings of 8 rows: a row block of 256
+    rings across    t of a step's 4 (or 8)
+    row i of a ring -> row g + 8 (i % 2) of the 16 rows that warp w gives to product i // 2
+
+A *slice* is what one instruction reads of a row: 32 bytes, 16 binary16 or 32 8-bit operands or 64
+packed E2M1. In words all units are alike (`fragments.py`): word t of a slice's first half and word
+t of its second. The order of columns inside a step is free, as long as the activations have the
+same one: so the weights stay where the decoder leaves them and the activations are permuted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int
+
+from unspool.decode.lowering import Lowering
+from unspool.errors import DeclarationError
+from unspool.spec.code import Code
+
+THREADS = 128
+ROWS = 8
+BLOCK_ROWS = 256
+"""Rows of a row block: one warpgroup's."""
+
+SLICE_BYTES = 32
+QUARTER = 4
+"""Threads that share a row of a slice."""
+
+STAGE_COLUMNS = 128
+"""Columns that are brought from memory at a time: 8 KiB of 2-bit weights per row block."""
+
+VECTOR_WORDS = (4, 2, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How the rings of a code lie over threads and slices, for one lowering."""
+
+    #: the lowering with its registers in the order (row, word)
+    lowering: Lowering
+    tile_columns: int
+    #: rings that a thread decodes per step: as many as make whole slices
+    rings: int
+
+    @property
+    def ring_words(self) -> int:
+        """Registers of a row of a ring."""
+        return len(self.lowering.registers) // ROWS
+
+    @property
+    def slices(self) -> int:
+        """Slices of a step."""
+        return self.rings * self.ring_words // 2
+
+    @property
+    def step_columns(self) -> int:
+        """Columns of a step."""
+        return QUARTER * self.rings * self.tile_columns
+
+    @property
+    def step_words(self) -> int:
+        """Stored words of a step per thread."""
+        return self.rings * self.lowering.words
+
+    @property
+    def steps(self) -> int:
+        """Steps of a stage."""
+        return max(1, STAGE_COLUMNS // self.step_columns)
+
+    @property
+    def stage_columns(self) -> int:
+        """Columns of a stage."""
+        return self.steps * self.step_columns
+
+    @property
+    def code_bytes(self) -> int:
+        """Stored bytes of a row block's stage."""
+        return self.steps * self.step_words * 4 * THREADS
+
+    @property
+    def vectors(self) -> tuple[tuple[int, int], ...]:
+        """(first word, words) of a thread's loads of a step: sixteen bytes where it can be."""
+        found, first = [], 0
+        for width in VECTOR_WORDS:
+            while self.step_words - first >= width:
+                found.append((first, width))
+                first += width
+        return tuple(found)
+
+    def columns(self) -> Int[np.ndarray, "slices halves threads slots"]:
+        """The column of a step that stands in every operand slot of a slice."""
+        slots = self.lowering.slot.per_register
+        words = np.array(self.lowering.places).reshape(ROWS, -1, slots)[0] % self.tile_columns
+        rings = np.arange(QUARTER * self.rings).reshape(QUARTER, self.rings)
+        columns = rings[:, :, None, None] * self.tile_columns + words  # thread ring word slot
+        return columns.reshape(QUARTER, self.slices, 2, slots).transpose(1, 2, 0, 3)
+
+    def positions(self) -> Int[np.ndarray, " columns"]:
+        """For every column of a step, its operand's place in the order (slice, half, thread, slot).
+
+        Inverse of `columns`.
+        """
+        order = self.columns().reshape(-1)
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(order.size)
+        return inverse
+
+
+def geometry(code: Code, lowering: Lowering) -> Geometry:
+    """The geometry of a code's lowering; raises DeclarationError where rings do not fit threads."""
+    rows, columns = code.tile
+    if rows != ROWS or columns % 8:
+        raise DeclarationError(
+            "no CUDA kernel for tiles of this size",
+            where=f"code {code.name}",
+            found=f"{rows} x {columns}",
+            allowed=f"{ROWS} x 8, {ROWS} x 16, ...",
+        )
+    ordered = by_row(lowering, columns)
+    words = len(lowering.registers) // ROWS
+    return Geometry(lowering=ordered, tile_columns=columns, rings=2 if words % 2 else 1)
+
+
+def by_row(lowering: Lowering, tile_columns: int) -> Lowering:
+    """The lowering with its registers in the order (row, word), the same columns in every row.
+
+    Raises DeclarationError where a register holds weights of two rows.
+    """
+    places = np.array(lowering.places).reshape(len(lowering.registers), -1)
+    rows, columns = places // tile_columns, places % tile_columns
+    order = sorted(range(len(places)), key=lambda r: (rows[r, 0], tuple(columns[r])))
+    by = columns[order].reshape(ROWS, -1)
+    if (rows != rows[:, :1]).any() or (by != by[0]).any():
+        raise DeclarationError("rows of this lowering differ in their columns", where=lowering.name)
+    return replace(
+        lowering,
+        registers=tuple(lowering.registers[r] for r in order),
+        places=tuple(int(p) for p in places[order].reshape(-1)),
+    )

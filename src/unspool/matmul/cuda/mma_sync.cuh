@@ -1,0 +1,131 @@
+// The main loop for sm_80, sm_89 and sm_120: warps multiply by mma.sync.
+//
+//   memory --cp.async--> stage (codes, scales | activations) --LDS--> words --decode--> operand A
+//                                                       \----LDSM--> operand B ---- mma.sync, FP32
+//
+// A warp has 64 rows (8 rings down, 4 products of 16 rows) and all columns of the tile.
+#ifndef UNSPOOL_MAIN_LOOP
+#define UNSPOOL_MAIN_LOOP
+
+namespace unspool {
+
+// Operand B of a step: [slice][half][column block], one word each.
+constexpr int matrices = 2 * column_blocks;
+using Tokens = word[slices][matrices];
+
+// A core matrix is 8 columns x 16 bytes; LDSM takes four (or two) that follow each other.
+UNSPOOL_DEVICE void load_tokens(const char* step, int lane, Tokens& tokens_of) {
+#pragma unroll
+    for (int q = 0; q < slices; ++q) {
+        const char* slice = step + 128 * matrices * q;
+        int at = 0;
+#pragma unroll
+        for (; at + 4 <= matrices; at += 4) {
+            word four[4];
+            load_matrices(four, slice + 128 * at + 16 * lane);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) tokens_of[q][at + i] = four[i];
+        }
+        if (matrices % 4) {
+            word two[2];
+            load_matrices(two, slice + 128 * at + 16 * (lane % 16));
+            tokens_of[q][at] = two[0], tokens_of[q][at + 1] = two[1];
+        }
+    }
+}
+
+UNSPOOL_DEVICE void multiply_step(const Weights& weights, const Tokens& tokens_of, Sums& sums) {
+#pragma unroll
+    for (int q = 0; q < slices; ++q)
+#pragma unroll
+        for (int j = 0; j < products; ++j)
+#pragma unroll
+            for (int b = 0; b < column_blocks; ++b) {
+                float d[4] = {sums[j][4 * b], sums[j][4 * b + 1], sums[j][4 * b + 2],
+                              sums[j][4 * b + 3]};
+                mma<kind>(d, weights[q][j], tokens_of[q][b], tokens_of[q][column_blocks + b]);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) sums[j][4 * b + i] = d[i];
+            }
+}
+
+// Sixteen bytes a thread and turn.
+UNSPOOL_DEVICE void copy_to(char* shared, const char* global, int bytes, int thread) {
+#pragma unroll
+    for (int at = 0; at < bytes; at += 16 * threads)
+        if (bytes % (16 * threads) == 0 || at + 16 * thread < bytes)
+            copy_async(shared + at + 16 * thread, global + at + 16 * thread);
+}
+
+UNSPOOL_DEVICE void multiply_stage(
+    const char* stage, const Arguments& a, int expert, int row_block, int stage_number,
+    const Place& place, Tables& tables, Sums& sums) {
+    const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
+    Sums part;
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+        if (level_steps > 0 && step % level_steps == 0)
+            fill_levels(tables, a, expert, row_block, (stage_number * steps + step) / level_steps,
+                        place.ring);
+        word words[step_words];
+        Weights weights;
+        Tokens tokens_of;
+        load_words(stage + 4 * threads * step_words * step, place.thread, words);
+        load_tokens(activations + 128 * matrices * slices * step, place.lane, tokens_of);
+        decode_step(words, tables, weights);
+        if (scale_mode == in_registers) scale_step(scales, step, place, weights);
+        if (scale_mode != in_sums) {
+            multiply_step(weights, tokens_of, sums);
+            continue;
+        }
+        if (step % scale_steps == 0) clear(part);
+        multiply_step(weights, tokens_of, part);
+        if ((step + 1) % scale_steps == 0)
+            add_scaled(sums, part, scales, step / scale_steps, place.ring);
+    }
+}
+
+UNSPOOL_DEVICE void multiply(const Arguments& a) {
+    const Place place = place_of(thread_index());
+    const int tile = block_index_y();
+    const int expert = a.experts ? load_global<int>(a.experts + tile) : 0;
+    if (expert < 0) return;
+    const int units = a.row_blocks * a.stages;
+    const Share share = share_of(block_index(), block_count(), units);
+    char* stages = shared_memory();
+    char* flag = stages + slots * stage_bytes;
+    const char* weights = a.weights + 1LL * expert * units * unit_bytes;
+    const char* activations = a.activations + 1LL * tile * a.stages * activation_bytes;
+    const auto fetch = [&](int unit) {
+        char* to = stages + unit % slots * stage_bytes;
+        if (unit < share.last) {
+            copy_to(to, weights + 1LL * unit * unit_bytes, unit_bytes, place.thread);
+            copy_to(to + unit_bytes, activations + 1LL * (unit % a.stages) * activation_bytes,
+                    activation_bytes, place.thread);
+        }
+        copy_commit();  // also where there is nothing: the groups are counted
+    };
+    for (int ahead = 0; ahead < slots - 1; ++ahead) fetch(share.first + ahead);
+    Tables tables;
+    fill_tables(tables, flag + 16, place.thread);
+    Sums sums;
+    for (int unit = share.first; unit < share.last; ++unit) {
+        const int row_block = unit / a.stages, stage = unit % a.stages;
+        copy_wait<slots - 2>();
+        sync_block();  // the stage is there for all, and all have read the one before it
+        fetch(unit + slots - 1);
+        if (unit == share.first || stage == 0) {
+            clear(sums);
+            if (level_steps == 0) fill_levels(tables, a, expert, row_block, 0, place.ring);
+        }
+        multiply_stage(stages + unit % slots * stage_bytes, a, expert, row_block, stage, place,
+                       tables, sums);
+        if (stage + 1 == a.stages || unit + 1 == share.last)
+            finish(sums, a, tile, expert, row_block, place, flag);
+    }
+    copy_wait<0>();
+}
+
+}  // namespace unspool
+
+#endif

@@ -1,0 +1,150 @@
+"""How a format is multiplied on a GPU: operands, activations, where scales go. Pure choices.
+
+activations   what each activation becomes                           kept of it
+float16       binary16, a power of two per token                     11 bits
+fp8x2         the sum of two E4M3 terms, a scale per token           8 bits
+fp8x3         of three                                               12 bits
+fp8           one E4M3                                               4 bits
+
+The terms of an activation are columns of one product: two FP8 products cost as much as one of
+binary16, and decoding to FP8 stays one instruction per register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from unspool.decode.lower import lower, slots
+from unspool.decode.machine import BYTES, Machine, Slot
+from unspool.errors import DeclarationError
+from unspool.matmul.cuda.geometry import Geometry, geometry
+from unspool.spec.format import Format
+from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, E5M2, FP16
+
+TERMS: Mapping[str, int] = {"float16": 1, "fp8": 1, "fp8x2": 2, "fp8x3": 3}
+"""Activations by name, and columns of the product per token."""
+
+ACTIVATIONS = ("auto", *TERMS)
+
+KINDS: Mapping[Slot, str] = {
+    Slot(FP16): "f16",
+    Slot(E4M3): "e4m3",
+    Slot(E5M2): "e5m2",
+    Slot(E2M1, BYTES): "f8f6f4_e2m1",
+    Slot(E2M3, BYTES): "f8f6f4_e2m3",
+    Slot(E3M2, BYTES): "f8f6f4_e3m2",
+}
+"""Slot of the weights -> kind of product, as the hardware wrappers name them."""
+
+LOOPS: Mapping[str, str] = {
+    "sm80": "mma_sync", "sm89": "mma_sync", "sm90": "wgmma", "sm100": "tcgen05", "sm120": "mma_sync"
+}  # fmt: skip
+"""Machine -> main loop. FP8 mma.sync is emulated on sm90 and sm100 (12 conversions, 2 products)."""
+
+ROW, SUMS, REGISTERS = "row", "sums", "registers"
+"""Where scales are applied: to the result; to the sums of each block, in FP32; to the decoded
+binary16, for blocks that end inside a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A format, a machine, and all choices that its kernels depend on."""
+
+    format: Format
+    machine: Machine
+    activations: str
+    geometry: Geometry
+    #: ROW, SUMS or REGISTERS
+    scales: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of product."""
+        return KINDS[self.geometry.lowering.slot]
+
+    @property
+    def loop(self) -> str:
+        """The main loop."""
+        return LOOPS[self.machine.name]
+
+    @property
+    def terms(self) -> int:
+        """Columns of the product per token."""
+        return TERMS[self.activations]
+
+    @property
+    def scale_blocks(self) -> int:
+        """Blocks of scales that a stage brings along."""
+        block = self.format.scale.block
+        return 0 if self.scales == ROW or block is None else max(1, self._stage // block)
+
+    @property
+    def level_steps(self) -> int:
+        """Steps after which the parameter's table changes; 0: never within a row."""
+        tiles = [p.tile for p in self.format.code.program.parameters if p.tile]
+        return tiles[0][1] // self.geometry.step_columns if tiles else 0
+
+    @property
+    def unit_bytes(self) -> int:
+        """Stored bytes of a stage of a row block: codes, then binary16 scales `[block, row]`."""
+        return self.geometry.code_bytes + self.scale_blocks * 512
+
+    @property
+    def _stage(self) -> int:
+        return self.geometry.stage_columns
+
+
+def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
+    """The cheapest way to multiply a format with such activations.
+
+    Raises DeclarationError for activations that do not exist or that the machine or the format's
+    values or scales do not allow.
+    """
+    if activations not in ACTIVATIONS:
+        raise DeclarationError("no such activations", found=activations, allowed=ACTIVATIONS)
+    reasons = {}
+    for name in ("fp8x2", "float16") if activations == "auto" else (activations,):
+        found, reasons[name] = _recipe(fmt, machine, name)
+        if found is not None:
+            return found
+    able = [name for name in TERMS if _recipe(fmt, machine, name)[0] is not None]
+    raise DeclarationError(
+        f"no product of {fmt.name} on {machine.name}: {'; '.join(reasons.values())}",
+        found=activations,
+        allowed=able or "nothing on this target",
+    )
+
+
+def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | None, str]:
+    """The recipe with exactly these activations, or the reason why there is none."""
+    wide = activations == "float16"
+    able = [slot for slot in slots(fmt.code, machine) if slot in KINDS]
+    able = [slot for slot in able if (slot.operand is FP16) == wide]
+    if not able:
+        kind = "binary16" if wide else "8-bit floats"
+        return None, f"its matrix units do not multiply the code's values as {kind}"
+    found = [geometry(fmt.code, lower(fmt.code, slot, machine)) for slot in able]
+    best = min(found, key=lambda g: len(g.lowering.instructions) / g.lowering.weights)
+    scales, reason = _scales(fmt, best, wide)
+    if reason:
+        return None, reason
+    made = Recipe(
+        format=fmt, machine=machine, activations=activations, geometry=best, scales=scales
+    )
+    return made, ""
+
+
+def _scales(fmt: Format, made: Geometry, wide: bool) -> tuple[str, str]:
+    """Where the scales go, and the reason where they can go nowhere."""
+    block, step, stage = fmt.scale.block, made.step_columns, made.stage_columns
+    widths = [p.tile[1] for p in fmt.code.program.parameters if p.tile]
+    if made.lowering.shared or any(w % step or (w % stage and stage % w) for w in widths):
+        return "", "its tables change inside a step, or are too long for registers"
+    if block is None or fmt.scale.operand is None:
+        return ROW, ""
+    if block % step == 0 and (stage % block == 0 or block % stage == 0):
+        return SUMS, ""
+    if block % made.tile_columns or stage % block:
+        return "", f"blocks of {block} columns cut its tiles of {made.tile_columns}"
+    return REGISTERS, "" if wide else f"blocks of {block} columns end inside a step of {step}"

@@ -1,0 +1,200 @@
+"""The text of a kernel: constants and the emitted decoder, then headers that one reads in order.
+
+    instructions, hardware wrappers | constants (made) | decoder (code_0) | arguments ... main loop
+
+Only integers and names of this file reach the text, beside the files of this package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from unspool.decode.emit_cuda import emit, header
+from unspool.errors import DeclarationError
+from unspool.matmul.cuda.geometry import THREADS
+from unspool.matmul.cuda.recipe import REGISTERS, ROW, SUMS, Recipe
+
+_FOLDER = resources.files("unspool") / "matmul" / "cuda"
+
+HARDWARE = ("memory", "copies", "numbers", "mma_sync", "wgmma", "tensor_memory")
+
+_LOOP_FILES = {
+    "mma_sync": ("mma_sync.cuh",),
+    "wgmma": ("pipeline.cuh", "wgmma.cuh"),
+    "tcgen05": ("pipeline.cuh", "tcgen05.cuh"),
+}
+
+LOOP_THREADS: Mapping[str, int] = {
+    "mma_sync": THREADS, "wgmma": THREADS + 32, "tcgen05": THREADS + 64
+}  # fmt: skip
+
+SCALE_MODES = (ROW, SUMS, REGISTERS)
+
+OUTPUTS: Mapping[str, tuple[int, int]] = {"float32": (32, 0), "float16": (16, 0), "bfloat16": (16, 1)}
+"""Type of inputs and outputs -> its bits, and whether it is bfloat16."""
+
+PROMOTED_STAGES = 4
+"""wgmma's FP8 sums keep some 14 bits; with several terms they are added in FP32 so often."""
+
+ROTATE_THREADS = 512
+ROTATE_WARPS = 16
+LANE_COLUMNS = 128
+"""Columns of a warp's run: four a lane."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel's text, and what a launch needs to know."""
+
+    name: str
+    source: str
+    #: as ptxas spells it
+    architecture: str
+    threads: int
+    #: dynamic shared memory of a block
+    shared_bytes: int
+
+
+def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Kernel:
+    """The fused product for tiles of `tokens` (a multiple of 8), `slots` stages in flight."""
+    constants = _constants(made, tokens) | {
+        "slots": slots,
+        "kind": f"Kind::{made.kind}",
+        "output_bits": OUTPUTS[output][0],
+        "output_bfloat": OUTPUTS[output][1],
+        "promote_stages": PROMOTED_STAGES if made.loop == "wgmma" and made.terms > 1 else 0,
+    }
+    lowering = made.geometry.lowering
+    text = "".join((
+        *_hardware(),
+        _made(constants),
+        f"#define UNSPOOL_ENTRIES {int(bool(lowering.table))}\n",
+        f"#define UNSPOOL_HELD {int(bool(lowering.held))}\n",
+        emit(lowering),
+        *(_file(name) for name in ("arguments.cuh", "share.cuh", "weights.cuh", "finish.cuh")),
+        *(_file(name) for name in _LOOP_FILES[made.loop]),
+        _entry("multiply", "Arguments"),
+    ))  # fmt: skip
+    return Kernel(
+        name="unspool_multiply",
+        source=text,
+        architecture=made.machine.architecture,
+        threads=LOOP_THREADS[made.loop],
+        shared_bytes=shared_bytes(made, tokens=tokens, slots=slots),
+    )
+
+
+def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Kernel:
+    """Activations of `columns` (k) of that type to operand B for tiles of `tokens`."""
+    size = made.format.rotation.input_size
+    segments = segments_of(columns, size)
+    wide = made.activations == "float16"
+    constants = _constants(made, tokens) | {
+        "segments": segments,
+        "step_columns": made.geometry.step_columns,
+        "operand_bits": 16 if wide else 8,
+        "input_bits": OUTPUTS[dtype][0],
+        "input_bfloat": OUTPUTS[dtype][1],
+        "rotation": size,
+    }
+    factor = f"constexpr float rotation_factor = {_float(1 / math.sqrt(size or 1))};\n"
+    text = "".join((
+        *_hardware(), _made(constants, factor), "namespace unspool::code_0 {}\n",
+        _file("arguments.cuh"), _file("activations.cuh"), _entry("prepare", "ActivationArguments"),
+    ))  # fmt: skip
+    return Kernel(
+        name="unspool_prepare",
+        source=text,
+        architecture=made.machine.architecture,
+        threads=ROTATE_THREADS,
+        shared_bytes=4 * ROTATE_WARPS,
+    )
+
+
+def segments_of(columns: int, rotation: int) -> int:
+    """Runs of 128 columns per warp: whole transforms; DeclarationError where registers run out."""
+    each = -(-columns // (LANE_COLUMNS * ROTATE_WARPS))
+    unit = max(1, rotation // LANE_COLUMNS)
+    segments = -(-each // unit) * unit
+    if segments > 24:
+        raise DeclarationError(
+            "too many columns for the kernel that rotates activations",
+            found=columns,
+            allowed=f"at most {24 * LANE_COLUMNS * ROTATE_WARPS}, transforms of at most 2048",
+        )
+    return segments
+
+
+def shared_bytes(made: Recipe, *, tokens: int, slots: int) -> int:
+    """Dynamic shared memory of the fused product."""
+    stage = stage_bytes(made, tokens)
+    barriers = 0 if made.loop == "mma_sync" else 16 * slots
+    hands = 48 + 16 if made.loop == "tcgen05" else 0
+    return slots * stage + barriers + hands + 16 + 4 * len(made.geometry.lowering.table)
+
+
+def stage_bytes(made: Recipe, tokens: int) -> int:
+    """Bytes of a stage: codes, scales, activations."""
+    return made.unit_bytes + activation_bytes(made, tokens)
+
+
+def activation_bytes(made: Recipe, tokens: int) -> int:
+    """Bytes of a tile's activations for one stage."""
+    return made.geometry.steps * made.geometry.slices * 32 * tokens * made.terms
+
+
+def _constants(made: Recipe, tokens: int) -> dict[str, int | str]:
+    geometry, block = made.geometry, made.format.scale.block
+    if tokens % 8:
+        raise DeclarationError("tokens come in eights", found=tokens)
+    sums = made.scales == SUMS and block is not None
+    return {
+        "threads": THREADS,
+        "token_blocks": tokens // 8,
+        "terms": made.terms,
+        "steps": geometry.steps,
+        "slices": geometry.slices,
+        "rings": geometry.rings,
+        "ring_words": geometry.ring_words,
+        "ring_columns": geometry.tile_columns,
+        "step_words": geometry.step_words,
+        "code_bytes": geometry.code_bytes,
+        "unit_bytes": made.unit_bytes,
+        "level_steps": made.level_steps,
+        "scale_mode": SCALE_MODES.index(made.scales),
+        "scale_block": block or 1,
+        "scale_steps": min(block // geometry.step_columns, geometry.steps) if sums and block else 1,
+        **{f"in_{mode}": number for number, mode in enumerate(SCALE_MODES)},
+    }
+
+
+def _made(constants: Mapping[str, int | str], more: str = "") -> str:
+    lines = []
+    for name, value in constants.items():
+        kind = "Kind" if isinstance(value, str) else "int"
+        lines.append(f"constexpr {kind} {name} = {value};\n")
+    return f"namespace unspool::made {{\n{''.join(lines)}{more}}}  // namespace\n\n"
+
+
+def _entry(function: str, arguments: str) -> str:
+    return (
+        f"UNSPOOL_KERNEL(unspool_{function}, unspool::{arguments}, arguments) "
+        f"{{\n    unspool::{function}(arguments);\n}}\n"
+    )
+
+
+def _float(value: float) -> str:
+    """A float of C++ that reads back as the nearest float32 of the value."""
+    return f"{value.hex()}f"
+
+
+def _hardware() -> tuple[str, ...]:
+    return header(), *(_file(f"hardware/{name}.cuh") for name in HARDWARE)
+
+
+def _file(name: str) -> str:
+    """A header of this package without the guard's need: each comes once."""
+    return (_FOLDER / name).read_text(encoding="utf-8") + "\n"

@@ -1,0 +1,197 @@
+// The main loop for sm_100: decoded weights go to tensor memory, where tcgen05.mma reads operand A.
+//
+//   memory --bulk copy--> stage --LDS--> words --decode--> registers --tcgen05.st--> tensor memory
+//                           \------ descriptor, operand B ------ tcgen05.mma, FP32 in tensor memory
+//
+//   warps 0-3   decode a step into one of two buffers of operand A; read the sums at the end
+//   warp 4      brings stages            warp 5   issues the products, as one thread
+//
+// A product has 128 rows, twice the 64 of a warpgroup's four 16-row products: rows of product j of
+// warp w stand in lanes 32 w + 16 (j % 2) of tile j / 2.
+#ifndef UNSPOOL_MAIN_LOOP
+#define UNSPOOL_MAIN_LOOP
+
+namespace unspool {
+
+constexpr int decoders = threads;
+constexpr int tiles = 2;                                 // of 128 rows
+constexpr int operand_columns = tiles * slices * 8;      // of tensor memory, per buffer
+constexpr int sum_columns = tiles * columns;
+constexpr int used_columns = sum_columns + 2 * operand_columns;
+constexpr int memory_columns = used_columns <= 64 ? 64 : used_columns <= 128 ? 128
+                             : used_columns <= 256 ? 256 : 512;
+static_assert(used_columns <= 512, "tensor memory has 512 columns");
+static_assert(columns % 16 == 0, "products of 128 rows have columns in sixteens");
+
+// Barriers beside the pipeline's.
+struct Handshake {
+    Barrier *ready, *free;            // [2]: operand A has been stored; has been multiplied
+    Barrier *sums_ready, *sums_free;  // the sums are complete; have been read
+};
+
+constexpr int handshake_bytes = 6 * 8;
+
+UNSPOOL_DEVICE Handshake handshake_in(char* shared) {
+    Barrier* at = reinterpret_cast<Barrier*>(shared);
+    return {at, at + 2, at + 4, at + 5};
+}
+
+UNSPOOL_DEVICE void open_handshake(const Handshake& hands) {
+    for (int i = 0; i < 2; ++i) {
+        barrier_init(hands.ready + i, decoders);
+        barrier_init(hands.free + i, 1);
+    }
+    barrier_init(hands.sums_ready, 1);
+    barrier_init(hands.sums_free, decoders);
+    barrier_init_fence();
+}
+
+UNSPOOL_DEVICE word lanes_of(word address, int warp, int half) {
+    return address + (word(32 * warp + 16 * half) << 16);
+}
+
+// Steps after which the sums are read: a block of scales, or all columns of the share.
+UNSPOOL_DEVICE bool ends_part(int step, bool last) {
+    if (scale_mode == in_sums) return (step + 1) % scale_steps == 0;
+    return last && step + 1 == steps;
+}
+
+UNSPOOL_DEVICE void store_weights(const Weights& weights, word buffer, int warp) {
+#pragma unroll
+    for (int q = 0; q < slices; ++q)
+#pragma unroll
+        for (int j = 0; j < products; ++j)
+            tmem_store<2>(lanes_of(buffer + (j / 2 * slices + q) * 8, warp, j % 2), weights[q][j]);
+    tmem_store_wait();
+    tmem_fence_before();
+}
+
+UNSPOOL_DEVICE void load_sums(Sums& part, word sums, int warp) {
+    tmem_fence_after();
+#pragma unroll
+    for (int j = 0; j < products; ++j)
+#pragma unroll
+        for (int b = 0; b < column_blocks; ++b) {
+            float four[4];
+            tmem_load_fragment(lanes_of(sums + j / 2 * columns + 8 * b, warp, j % 2), four);
+            tmem_load_wait();
+#pragma unroll
+            for (int i = 0; i < 4; ++i) part[j][4 * b + i] = four[i];
+        }
+    tmem_fence_before();
+}
+
+// Warps 0-3.
+UNSPOOL_DEVICE void decode_all(
+    const Pipeline& pipeline, const Handshake& hands, const Share& share, const Arguments& a,
+    int tile, int expert, const Place& place, word memory, char* flag) {
+    Tables tables;
+    fill_tables(tables, flag + 16, place.thread);
+    sync_named(1, decoders);
+    Sums sums;
+    int parts = 0;
+    for (int unit = share.first; unit < share.last; ++unit) {
+        const int turn = unit - share.first, slot = turn % slots;
+        const int row_block = unit / a.stages, stage = unit % a.stages;
+        const bool last = stage + 1 == a.stages || unit + 1 == share.last;
+        const char *codes = pipeline.stages + slot * stage_bytes, *scales = codes + code_bytes;
+        if (turn == 0 || stage == 0) {
+            clear(sums);
+            if (level_steps == 0) fill_levels(tables, a, expert, row_block, 0, place.ring);
+        }
+        barrier_wait(pipeline.full + slot, turn / slots % 2);
+#pragma unroll
+        for (int step = 0; step < steps; ++step) {
+            if (level_steps > 0 && step % level_steps == 0)
+                fill_levels(tables, a, expert, row_block, (stage * steps + step) / level_steps,
+                            place.ring);
+            word words[step_words];
+            Weights weights;
+            load_words(codes + 4 * threads * step_words * step, place.thread, words);
+            decode_step(words, tables, weights);
+            if (scale_mode == in_registers) scale_step(scales, step, place, weights);
+            const int count = turn * steps + step, buffer = count % 2;
+            barrier_wait(hands.free + buffer, count / 2 % 2 ^ 1);
+            tmem_fence_after();
+            store_weights(weights, memory + sum_columns + buffer * operand_columns, place.warp);
+            barrier_arrive(hands.ready + buffer);
+            if (!ends_part(step, last)) continue;
+            Sums part;
+            barrier_wait(hands.sums_ready, parts++ % 2);
+            load_sums(part, memory, place.warp);
+            barrier_arrive(hands.sums_free);
+            if (scale_mode == in_sums)
+                add_scaled(sums, part, scales, step / scale_steps, place.ring);
+            else
+                copy(sums, part);
+        }
+        barrier_arrive(pipeline.empty + slot);
+        if (last) finish(sums, a, tile, expert, row_block, place, flag);
+    }
+}
+
+// One thread of warp 5.
+UNSPOOL_DEVICE void issue_all(
+    const Pipeline& pipeline, const Handshake& hands, const Share& share, const Arguments& a,
+    word memory) {
+    int parts = 0;
+    bool begins = true;  // a part: its first products do not add
+    for (int unit = share.first; unit < share.last; ++unit) {
+        const int turn = unit - share.first, slot = turn % slots;
+        const bool last = (unit + 1) % a.stages == 0 || unit + 1 == share.last;
+        const char* tokens_of = pipeline.stages + slot * stage_bytes + unit_bytes;
+        barrier_wait(pipeline.full + slot, turn / slots % 2);
+        for (int step = 0; step < steps; ++step) {
+            const int count = turn * steps + step, buffer = count % 2;
+            const word operand = memory + sum_columns + buffer * operand_columns;
+            barrier_wait(hands.ready + buffer, count / 2 % 2);
+            if (begins) barrier_wait(hands.sums_free, parts % 2 ^ 1);
+            tmem_fence_after();
+            for (int q = 0; q < slices; ++q)
+                for (int tile = 0; tile < tiles; ++tile)
+                    tmem_mma<kind>(memory + tile * columns, operand + (tile * slices + q) * 8,
+                                   tmem_descriptor(tokens_of + 32 * columns * (step * slices + q),
+                                                   128 * column_blocks, 128),
+                                   columns, !begins || q > 0);
+            tmem_commit(hands.free + buffer);
+            begins = ends_part(step, last);
+            if (begins) tmem_commit(hands.sums_ready), ++parts;
+        }
+        tmem_commit(pipeline.empty + slot);
+    }
+}
+
+UNSPOOL_DEVICE void multiply(const Arguments& a) {
+    const int thread = thread_index(), warp = thread / 32, tile = block_index_y();
+    const int expert = a.experts ? load_global<int>(a.experts + tile) : 0;
+    if (expert < 0) return;
+    const int units = a.row_blocks * a.stages;
+    const Share share = share_of(block_index(), block_count(), units);
+    const Pipeline pipeline = pipeline_in(shared_memory());
+    char* behind = pipeline.stages + pipeline_bytes;
+    const Handshake hands = handshake_in(behind);
+    word* where = reinterpret_cast<word*>(behind + handshake_bytes);
+    char* flag = behind + handshake_bytes + 16;
+    if (thread == 0) open_pipeline(pipeline, decoders + 1), open_handshake(hands);
+    if (warp == 5) tmem_allocate(where, memory_columns);
+    tmem_fence_before();
+    sync_block();
+    tmem_fence_after();
+    const word memory = load_shared<word>(where);
+    if (warp < 4) {
+        decode_all(pipeline, hands, share, a, tile, expert, place_of(thread), memory, flag);
+        tmem_fence_before();
+    } else if (warp == 4 && elect_one()) {
+        bring(pipeline, share, a.weights + 1LL * expert * units * unit_bytes,
+              a.activations + 1LL * tile * a.stages * activation_bytes, a.stages);
+    } else if (warp == 5 && elect_one()) {
+        issue_all(pipeline, hands, share, a, memory);
+    }
+    sync_block();
+    tmem_fence_after();
+    if (warp == 5) tmem_release(memory, memory_columns);
+}
+
+}  // namespace unspool
+
+#endif

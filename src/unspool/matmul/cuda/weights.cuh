@@ -1,0 +1,122 @@
+// From the stored words of a step, in shared memory, to operand A in registers.
+#ifndef UNSPOOL_WEIGHTS
+#define UNSPOOL_WEIGHTS
+
+namespace unspool {
+
+// Operand A of a step: for slice q and product j the four words of its fragment, which are
+//
+//   words 2 q and 2 q + 1 of rows 2 j (first and third) and 2 j + 1 (second and fourth) of a ring
+using Weights = word[slices][products][4];
+
+UNSPOOL_DEVICE word& weight_of(Weights& weights, int row, int i) {
+    return weights[i / 2][row / 2][2 * (i % 2) + row % 2];
+}
+
+// What a decoder looks up: entries in shared memory, levels and held constants in registers.
+struct Tables {
+    const word* entries;
+    word levels[code_0::level_count + code_0::held_count + 1];
+};
+
+UNSPOOL_DEVICE void load_words(const char* step, int thread, word (&words)[step_words]) {
+    const char* at = step;
+#pragma unroll
+    for (int first = 0; first < step_words;) {
+        const int left = step_words - first;
+        if (left >= 4) {
+            const Quad four = load_shared<Quad>(at + 16 * thread);
+            words[first] = four.x, words[first + 1] = four.y;
+            words[first + 2] = four.z, words[first + 3] = four.w;
+            at += 16 * threads, first += 4;
+        } else if (left >= 2) {
+            const Pair two = load_shared<Pair>(at + 8 * thread);
+            words[first] = two.x, words[first + 1] = two.y;
+            at += 8 * threads, first += 2;
+        } else {
+            words[first] = load_shared<word>(at + 4 * thread);
+            at += 4 * threads, first += 1;
+        }
+    }
+}
+
+// Entries of the decoder's table to shared memory, constants to registers; once per block.
+UNSPOOL_DEVICE void fill_tables(Tables& tables, char* shared, int thread) {
+    using namespace code_0;
+    tables.entries = reinterpret_cast<const word*>(shared);
+#if UNSPOOL_ENTRIES
+    for (int i = thread; i < entry_count; i += threads) store_shared<word>(shared + 4 * i, entries[i]);
+#endif
+#if UNSPOOL_HELD
+#pragma unroll
+    for (int i = 0; i < held_count; ++i) tables.levels[level_count + i] = held[i];
+#endif
+    (void)shared, (void)thread;
+}
+
+// The levels of a parameter for this thread's ring.
+UNSPOOL_DEVICE void fill_levels(
+    Tables& tables, const Arguments& a, int expert, int row_block, int unit, int ring) {
+    constexpr int count = code_0::level_count;
+    if (count == 0) return;
+    const long long table = (1LL * expert * a.row_blocks + row_block) * a.across + unit;
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+        tables.levels[i] = load_global<word>(a.levels + (table * count + i) * 32 + ring);
+}
+
+UNSPOOL_DEVICE void decode_step(
+    const word (&words)[step_words], const Tables& tables, Weights& weights) {
+#pragma unroll
+    for (int ring = 0; ring < rings; ++ring) {
+        word registers[8 * ring_words];
+        code_0::decode(words + ring * code_0::word_count, registers, tables.entries, tables.levels);
+#pragma unroll
+        for (int row = 0; row < 8; ++row)
+#pragma unroll
+            for (int i = 0; i < ring_words; ++i)
+                weight_of(weights, row, ring * ring_words + i) = registers[row * ring_words + i];
+    }
+}
+
+// Eight binary16 scales of a thread's rows, two to a word.
+UNSPOOL_DEVICE Quad row_halves(const char* scales, int block, int ring) {
+    return load_shared<Quad>(scales + 512 * block + 16 * ring);
+}
+
+// Blocks that end inside a step: decoded binary16 times their scale, rounded once.
+UNSPOOL_DEVICE void scale_step(const char* scales, int step, const Place& place, Weights& weights) {
+    constexpr int minus_zero = 0x80008000;
+#pragma unroll
+    for (int ring = 0; ring < rings; ++ring) {
+        const int across = (step * 4 + place.t) * rings + ring;
+        const Quad halves = row_halves(scales, across * ring_columns / scale_block, place.ring);
+        const word pairs[4] = {halves.x, halves.y, halves.z, halves.w};
+#pragma unroll
+        for (int row = 0; row < 8; ++row) {
+            const word scale = permute_bytes(pairs[row / 2], 0, row % 2 ? 0x3232 : 0x1010);
+#pragma unroll
+            for (int i = ring * ring_words; i < (ring + 1) * ring_words; ++i) {
+                word& two = weight_of(weights, row, i);
+                two = half2_fma(two, scale, minus_zero);
+            }
+        }
+    }
+}
+
+// Blocks of whole steps: the sums of a block times its scale are added to the sums of the row.
+UNSPOOL_DEVICE void add_scaled(Sums& sums, const Sums& part, const char* scales, int block, int ring) {
+    const Quad halves = row_halves(scales, block, ring);
+    const word pairs[4] = {halves.x, halves.y, halves.z, halves.w};
+#pragma unroll
+    for (int j = 0; j < products; ++j) {
+        const float even = value_of_f16(pairs[j] & 0xFFFF), odd = value_of_f16(pairs[j] >> 16);
+#pragma unroll
+        for (int i = 0; i < 4 * column_blocks; ++i)
+            sums[j][i] = multiply_add(part[j][i], i & 2 ? odd : even, sums[j][i]);
+    }
+}
+
+}  // namespace unspool
+
+#endif

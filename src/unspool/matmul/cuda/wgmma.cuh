@@ -1,0 +1,125 @@
+// The main loop for sm_90: decoded weights are the register operand of wgmma.
+//
+//   memory --bulk copy--> stage (codes, scales | activations) --LDS--> words --decode--> operand A
+//                                                  \----- descriptor, operand B ---- wgmma, FP32
+//
+// While the matrix unit multiplies one step, the warpgroup decodes the next into other registers.
+#ifndef UNSPOOL_MAIN_LOOP
+#define UNSPOOL_MAIN_LOOP
+
+namespace unspool {
+
+constexpr int consumers = threads;  // one warpgroup; one more warp brings the stages
+static_assert(steps % 2 == 0, "two sets of registers take turns");
+
+UNSPOOL_DEVICE unsigned long long tokens_at(const char* slice) {
+    return descriptor(slice, 128 * column_blocks, 128);  // half to half, column block to block
+}
+
+UNSPOOL_DEVICE void multiply_step(const Weights& weights, const char* tokens_of, Sums& sums) {
+    wgmma_fence();
+#pragma unroll
+    for (int q = 0; q < slices; ++q)
+#pragma unroll
+        for (int j = 0; j < products; ++j)
+            wgmma<kind, columns>(sums[j], weights[q][j], tokens_at(tokens_of + 32 * columns * q));
+    wgmma_commit();
+}
+
+UNSPOOL_DEVICE void add(Sums& sums, const Sums& part) {
+#pragma unroll
+    for (int j = 0; j < products; ++j)
+#pragma unroll
+        for (int i = 0; i < 4 * column_blocks; ++i) sums[j][i] += part[j][i];
+}
+
+// What a consumer keeps from step to step.
+struct Consumer {
+    Tables tables;
+    Weights weights[2];
+    Sums sums;
+    // FP8 sums of wgmma keep some 14 bits (DeepGEMM's issues 37 and 50): from time to time, and at
+    // the end of every block of scales, what they hold is added in FP32. Else this goes unused.
+    Sums part;
+};
+
+constexpr bool in_parts = scale_mode == in_sums || promote_stages > 0;
+
+UNSPOOL_DEVICE void use_stage(
+    const char* stage, const Arguments& a, int expert, int row_block, int stage_number, bool last,
+    const Place& place, Consumer& mine, Barrier* previous) {
+    const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+        if (level_steps > 0 && step % level_steps == 0)
+            fill_levels(mine.tables, a, expert, row_block,
+                        (stage_number * steps + step) / level_steps, place.ring);
+        word words[step_words];
+        load_words(stage + 4 * threads * step_words * step, place.thread, words);
+        wgmma_wait<1>();  // the step before the last is done: its registers are free
+        if (step == 1 && previous) barrier_arrive(previous);
+        Weights& weights = mine.weights[step % 2];
+        decode_step(words, mine.tables, weights);
+        if (scale_mode == in_registers) scale_step(scales, step, place, weights);
+        multiply_step(weights, activations + 32 * columns * slices * step,
+                      in_parts ? mine.part : mine.sums);
+        if (scale_mode == in_sums && (step + 1) % scale_steps == 0) {
+            wgmma_wait<0>();
+            add_scaled(mine.sums, mine.part, scales, step / scale_steps, place.ring);
+            clear(mine.part);
+        }
+    }
+    if (promote_stages > 0 && (last || (stage_number + 1) % promote_stages == 0)) {
+        wgmma_wait<0>();
+        add(mine.sums, mine.part);
+        clear(mine.part);
+    }
+}
+
+UNSPOOL_DEVICE void consume(
+    const Pipeline& pipeline, const Share& share, const Arguments& a, int tile, int expert,
+    const Place& place, char* flag) {
+    Consumer mine;
+    fill_tables(mine.tables, flag + 16, place.thread);
+    sync_named(1, consumers);
+    clear(mine.part);
+    Barrier* previous = nullptr;
+    for (int unit = share.first; unit < share.last; ++unit) {
+        const int turn = unit - share.first, slot = turn % slots;
+        const int row_block = unit / a.stages, stage = unit % a.stages;
+        const bool last = stage + 1 == a.stages || unit + 1 == share.last;
+        if (turn == 0 || stage == 0) {
+            clear(mine.sums);
+            if (level_steps == 0) fill_levels(mine.tables, a, expert, row_block, 0, place.ring);
+        }
+        barrier_wait(pipeline.full + slot, turn / slots % 2);
+        use_stage(pipeline.stages + slot * stage_bytes, a, expert, row_block, stage, last, place,
+                  mine, previous);
+        previous = pipeline.empty + slot;
+        if (!last) continue;
+        wgmma_wait<0>();
+        finish(mine.sums, a, tile, expert, row_block, place, flag);
+    }
+}
+
+UNSPOOL_DEVICE void multiply(const Arguments& a) {
+    const int thread = thread_index(), tile = block_index_y();
+    const int expert = a.experts ? load_global<int>(a.experts + tile) : 0;
+    if (expert < 0) return;
+    const int units = a.row_blocks * a.stages;
+    const Share share = share_of(block_index(), block_count(), units);
+    const Pipeline pipeline = pipeline_in(shared_memory());
+    if (thread == 0) open_pipeline(pipeline, consumers);
+    sync_block();
+    if (thread < consumers) {
+        consume(pipeline, share, a, tile, expert, place_of(thread),
+                pipeline.stages + pipeline_bytes);
+    } else if (elect_one()) {
+        bring(pipeline, share, a.weights + 1LL * expert * units * unit_bytes,
+              a.activations + 1LL * tile * a.stages * activation_bytes, a.stages);
+    }
+}
+
+}  // namespace unspool
+
+#endif
