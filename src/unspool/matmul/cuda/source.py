@@ -69,12 +69,13 @@ def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Ke
     }
     lowering = made.geometry.lowering
     text = "".join((
-        *_hardware(),
+        *_hardware(LOOP_THREADS[made.loop]),
         _made(constants),
         f"#define UNSPOOL_ENTRIES {int(bool(lowering.table))}\n",
         f"#define UNSPOOL_HELD {int(bool(lowering.held))}\n",
         emit(lowering),
         *(_file(name) for name in ("arguments.cuh", "share.cuh", "weights.cuh", "finish.cuh")),
+        _wgmma(made, tokens * made.terms) if made.loop == "wgmma" else "",
         *(_file(name) for name in _LOOP_FILES[made.loop]),
         _entry("multiply", "Arguments"),
     ))  # fmt: skip
@@ -102,7 +103,7 @@ def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Ke
     }
     factor = f"constexpr float rotation_factor = {_float(1 / math.sqrt(size or 1))};\n"
     text = "".join((
-        *_hardware(), _made(constants, factor), "namespace unspool::code_0 {}\n",
+        *_hardware(ROTATE_THREADS), _made(constants, factor), "namespace unspool::code_0 {}\n",
         _file("arguments.cuh"), _file("activations.cuh"), _entry("prepare", "ActivationArguments"),
     ))  # fmt: skip
     return Kernel(
@@ -179,6 +180,30 @@ def _made(constants: Mapping[str, int | str], more: str = "") -> str:
     return f"namespace unspool::made {{\n{''.join(lines)}{more}}}  // namespace\n\n"
 
 
+def _wgmma(made: Recipe, columns: int) -> str:
+    """The product of a warpgroup, spelled for its columns: a register list has no loop in PTX."""
+    wide = made.kind == "f16"
+    sums = [f"%{i}" for i in range(columns // 2)]
+    operands = [f"%{columns // 2 + i}" for i in range(5)]
+    types = "f16.f16" if wide else f"{made.kind}.e4m3"
+    spelled = f"wgmma.mma_async.sync.aligned.m64n{columns}k{16 if wide else 32}.f32.{types}"
+    outputs = ", ".join(f'"+f"(d[{i}])' for i in range(columns // 2))
+    inputs = ", ".join(f'"r"(a[{i}])' for i in range(4))
+    tail = "1, 1, 1, 0" if wide else "1, 1, 1"
+    return f"""#ifdef __CUDACC__
+namespace unspool {{
+template <Kind, int>
+UNSPOOL_DEVICE void wgmma(
+    float (&d)[{columns // 2}], const word (&a)[4], unsigned long long b) {{
+    asm volatile("{spelled} {{{", ".join(sums)}}}, "
+                 "{{{", ".join(operands[:4])}}}, {operands[4]}, {tail};"
+                 : {outputs} : {inputs}, "l"(b));
+}}
+}}  // namespace
+#endif
+"""
+
+
 def _entry(function: str, arguments: str) -> str:
     return (
         f"UNSPOOL_KERNEL(unspool_{function}, unspool::{arguments}, arguments) "
@@ -191,8 +216,8 @@ def _float(value: float) -> str:
     return f"{value.hex()}f"
 
 
-def _hardware() -> tuple[str, ...]:
-    return header(), *(_file(f"hardware/{name}.cuh") for name in HARDWARE)
+def _hardware(threads: int) -> tuple[str, ...]:
+    return header(), f"#define UNSPOOL_THREADS {threads}\n", *(_file(f"hardware/{name}.cuh") for name in HARDWARE)
 
 
 def _file(name: str) -> str:
