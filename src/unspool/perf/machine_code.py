@@ -38,6 +38,8 @@ _MATRIX = re.compile(r"^[HIQBO]MMA|^[HIQ]GMMA|^UTC")
 
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_NEAR_CALL = re.compile(r"CALL\S* `\(\.L_x_")
+"""A call to a label of the kernel itself is a jump: ptxas calls what it has no code for by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,8 @@ def kernels(disassembly: str, cubin: bytes) -> dict[str, Kernel]:
         if section:
             name = section[1]
         elif name and (instruction := _INSTRUCTION.match(line)):
-            opcodes.setdefault(name, []).append(instruction[1])
+            jump = _NEAR_CALL.search(line)
+            opcodes.setdefault(name, []).append("BRA" if jump else instruction[1])
     registers = _registers(cubin)
     return {
         name: Kernel(opcodes=tuple(found), registers=registers.get(name, 0))

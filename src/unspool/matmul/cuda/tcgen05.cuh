@@ -91,9 +91,17 @@ struct Decoder {
     int parts;   // parity of the sums read so far
 };
 
+UNSPOOL_DEVICE void read_sums(
+    const Handshake& hands, Sums& sums, word memory, int warp, Decoder& mine) {
+    barrier_wait(hands.sums_ready, mine.parts);
+    mine.parts ^= 1;
+    load_sums(sums, memory, warp);
+    barrier_arrive(hands.sums_free);
+}
+
 // One step: words to operand A in tensor memory; at the end of a part, its sums to registers.
 UNSPOOL_DEVICE void decode_one(
-    const Pipeline& pipeline, const Handshake& hands, const char* stage, int step, bool last,
+    const Pipeline& pipeline, const Handshake& hands, const char* stage, int step,
     const Place& place, word memory, Decoder& mine) {
     const char* scales = stage + code_bytes;
     word words[step_words];
@@ -107,16 +115,10 @@ UNSPOOL_DEVICE void decode_one(
     store_weights(weights, memory + sum_columns + buffer * operand_columns, place.warp);
     barrier_arrive(hands.ready + buffer);
     if (buffer) mine.round ^= 1;
-    if (!ends_part(step, last)) return;
+    if (scale_mode != in_sums || (step + 1) % scale_steps) return;
     Sums part;
-    barrier_wait(hands.sums_ready, mine.parts);
-    mine.parts ^= 1;
-    load_sums(part, memory, place.warp);
-    barrier_arrive(hands.sums_free);
-    if (scale_mode == in_sums)
-        add_scaled(mine.sums, part, scales, step / scale_steps, place.ring);
-    else
-        copy(mine.sums, part);
+    read_sums(hands, part, memory, place.warp, mine);
+    add_scaled(mine.sums, part, scales, step / scale_steps, place.ring);
 }
 
 // Warps 0-3.
@@ -141,12 +143,13 @@ UNSPOOL_DEVICE void decode_all(
                 if (level_steps > 0 && step % level_steps == 0)
                     fill_levels(mine.tables, a, expert, stretch.row_block,
                                 (stage * steps + step) / level_steps, place.ring);
-                decode_one(pipeline, hands, pipeline.stages + slot * stage_bytes, step,
-                           stage + 1 == stretch.last, place, memory, mine);
+                decode_one(pipeline, hands, pipeline.stages + slot * stage_bytes, step, place,
+                           memory, mine);
             }
             barrier_arrive(pipeline.empty + slot);
             advance(mine.turn);
         }
+        if (scale_mode != in_sums) read_sums(hands, mine.sums, memory, place.warp, mine);
         finish(mine.sums, a, tile, expert, stretch.row_block, place, flag);
     }
 }

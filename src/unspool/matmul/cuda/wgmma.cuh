@@ -12,17 +12,19 @@ namespace unspool {
 constexpr int consumers = threads;  // one warpgroup; one more warp brings the stages
 static_assert(steps % 2 == 0, "two sets of registers take turns");
 
-UNSPOOL_DEVICE unsigned long long tokens_at(const char* slice) {
-    return descriptor(slice, 128 * column_blocks, 128);  // half to half, column block to block
+// Half to half of a slice, column block to column block. Slices follow in steps of 16 bytes.
+UNSPOOL_DEVICE unsigned long long tokens_at(const char* stage) {
+    return descriptor(stage, 128 * column_blocks, 128);
 }
 
-UNSPOOL_DEVICE void multiply_step(const Weights& weights, const char* tokens_of, Sums& sums) {
+UNSPOOL_DEVICE void multiply_step(
+    const Weights& weights, unsigned long long tokens_of, Sums& sums) {
     wgmma_fence();
 #pragma unroll
     for (int q = 0; q < slices; ++q)
 #pragma unroll
         for (int j = 0; j < products; ++j)
-            wgmma<kind, columns>(sums[j], weights[q][j], tokens_at(tokens_of + 32 * columns * q));
+            wgmma<kind, columns>(sums[j], weights[q][j], tokens_of + 2 * columns * q);
     wgmma_commit();
 }
 
@@ -48,7 +50,8 @@ constexpr bool in_parts = scale_mode == in_sums || promote_stages > 0;
 UNSPOOL_DEVICE void use_stage(
     const char* stage, const Arguments& a, int expert, int row_block, int stage_number, bool last,
     const Place& place, Consumer& mine, Barrier* previous) {
-    const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
+    const char* scales = stage + code_bytes;
+    const unsigned long long tokens_of = tokens_at(stage + unit_bytes);
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
         if (level_steps > 0 && step % level_steps == 0)
@@ -61,7 +64,7 @@ UNSPOOL_DEVICE void use_stage(
         Weights& weights = mine.weights[step % 2];
         decode_step(words, mine.tables, weights);
         if (scale_mode == in_registers) scale_step(scales, step, place, weights);
-        multiply_step(weights, activations + 32 * columns * slices * step,
+        multiply_step(weights, tokens_of + 2 * columns * slices * step,
                       in_parts ? mine.part : mine.sums);
         if (scale_mode == in_sums && (step + 1) % scale_steps == 0) {
             wgmma_wait<0>();

@@ -2,7 +2,7 @@
 #ifdef __CUDACC__
 
 #define UNSPOOL_KERNEL(name, type, argument) \
-    extern "C" __global__ void __launch_bounds__(UNSPOOL_THREADS) name(const type argument)
+    extern "C" __global__ void __launch_bounds__(UNSPOOL_THREADS, 1) name(const type argument)
 
 namespace unspool {
 
