@@ -1,8 +1,25 @@
 // Tensor memory and tcgen05 (sm_100): 128 lanes (rows) x 512 columns of 32 bits; address: lane << 16 | column.
-#ifdef __CUDACC__
-#if __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
-
 namespace unspool {
+
+// As wgmma's descriptor, with the version of this family in bits 46-48.
+UNSPOOL_DEVICE unsigned long long tmem_descriptor(const void* shared, int leading, int stride) {
+    const unsigned long long start = (shared_address(shared) & 0x3FFFF) >> 4;
+    return start | (unsigned long long)(leading >> 4) << 16 |
+           (unsigned long long)(stride >> 4) << 32 | 1ULL << 46;
+}
+
+// The instruction descriptor: D is FP32 (bit 4), formats of A and B at 7 and 10, N / 8 at 17,
+// M / 16 at 24. E4M3 0, E5M2 1, E2M3 3, E3M2 4, E2M1 5; of kind::f16 binary16 is 0.
+UNSPOOL_DEVICE constexpr word product_of(Kind kind, int n) {
+    const word format = kind == Kind::e5m2          ? 1
+                        : kind == Kind::f8f6f4_e2m3 ? 3
+                        : kind == Kind::f8f6f4_e3m2 ? 4
+                        : kind == Kind::f8f6f4_e2m1 ? 5
+                                                    : 0;
+    return 1u << 4 | format << 7 | word(n / 8) << 17 | 128u / 16 << 24;
+}
+
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
 
 // By one whole warp: a power of two of columns, at least 32; the address appears in shared memory.
 UNSPOOL_DEVICE void tmem_allocate(word* shared, int columns) {
@@ -40,24 +57,6 @@ UNSPOOL_DEVICE void tmem_fence_after() {
     asm volatile("tcgen05.fence::after_thread_sync;" ::: "memory");
 }
 
-// As wgmma's descriptor, with the version of this family in bits 46-48.
-UNSPOOL_DEVICE unsigned long long tmem_descriptor(const void* shared, int leading, int stride) {
-    const unsigned long long start = (shared_address(shared) & 0x3FFFF) >> 4;
-    return start | (unsigned long long)(leading >> 4) << 16 |
-           (unsigned long long)(stride >> 4) << 32 | 1ULL << 46;
-}
-
-// The instruction descriptor: D is FP32 (bit 4), formats of A and B at 7 and 10, N / 8 at 17,
-// M / 16 at 24. E4M3 0, E5M2 1, E2M3 3, E3M2 4, E2M1 5; of kind::f16 binary16 is 0.
-UNSPOOL_DEVICE constexpr word product_of(Kind kind, int n) {
-    const word format = kind == Kind::e5m2          ? 1
-                        : kind == Kind::f8f6f4_e2m3 ? 3
-                        : kind == Kind::f8f6f4_e3m2 ? 4
-                        : kind == Kind::f8f6f4_e2m1 ? 5
-                                                    : 0;
-    return 1u << 4 | format << 7 | word(n / 8) << 17 | 128u / 16 << 24;
-}
-
 // By one thread: 128 rows in tensor memory times n columns in shared memory, one slice.
 template <Kind kind>
 UNSPOOL_DEVICE void tmem_mma(
@@ -80,7 +79,6 @@ UNSPOOL_DEVICE void tmem_commit(Barrier* barrier) {
         ::"r"(shared_address(barrier)) : "memory");
 }
 
-}  // namespace unspool
+#endif
 
-#endif
-#endif
+}  // namespace unspool

@@ -1,8 +1,5 @@
 // wgmma (sm_90): a warpgroup multiplies 64 rows, in registers, by columns in shared memory. The
 // product itself is spelled for its number of columns by source.py.
-#ifdef __CUDACC__
-#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000
-
 namespace unspool {
 
 // Rows of K, not swizzled: the 14 low bits of address, and of both distances, in 16 bytes.
@@ -13,6 +10,8 @@ UNSPOOL_DEVICE unsigned long long descriptor(const void* shared, int leading, in
            (unsigned long long)(stride >> 4) << 32;
 }
 
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000
+
 UNSPOOL_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 UNSPOOL_DEVICE void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -22,7 +21,6 @@ UNSPOOL_DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
-}  // namespace unspool
+#endif
 
-#endif
-#endif
+}  // namespace unspool

@@ -1,0 +1,223 @@
+// A block of a GPU on one CPU thread: every thread of it is a fiber, and a scheduler with a seed
+// decides who goes on. What the hardware does on its own (copies, products) waits until nobody
+// else can run: as late as it may happen.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace unspool::host {
+
+// What a kernel does wrong: ends the run, and its text reaches the caller.
+struct Fault : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+using Clock = std::vector<std::uint32_t>;  // per thread, then per agent: how far it has been seen
+
+inline void join(Clock& to, const Clock& from) {
+    if (to.size() < from.size()) to.resize(from.size(), 0);
+    for (std::size_t i = 0; i < from.size(); ++i) to[i] = std::max(to[i], from[i]);
+}
+
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    int index = 0;
+    bool ready = true, done = false;
+    const char* waits_for = "";
+    int waits_at = 0;  // a place, or an offset in shared memory
+    Clock clock;
+};
+
+// Threads that do something together: the last to arrive does it for all.
+struct Meeting {
+    const char* what = nullptr;
+    std::vector<std::pair<int, void*>> arrived;  // thread, its arguments
+};
+
+// Something that the hardware does later; in order within a queue.
+using Deed = std::function<void()>;
+
+struct Allocation {
+    std::uintptr_t first, end;
+    std::string name;
+};
+
+constexpr std::size_t stack_bytes = 256 * 1024;
+constexpr int warp_lanes = 32, group_threads = 128;
+
+// Places where threads meet: named barriers 1 to 15, the block, each warp, each warpgroup.
+constexpr int whole_block = 0, first_warp = 16, first_group = 64, all_places = 80;
+
+struct Engine {
+    int threads = 0, block = 0, block_y = 0, blocks = 0, agents = 0;
+    std::vector<Fiber> fibers;
+    ucontext_t scheduler;
+    Fiber* current = nullptr;
+    std::string fault;
+    std::mt19937 random;
+    std::vector<Meeting> meetings;  // by place
+    std::vector<std::deque<Deed>> queues;  // of the hardware
+    std::vector<Allocation> allocations;
+    std::function<void()> body;
+
+    Clock& clock() { return current->clock; }
+    std::uint32_t now() { return clock()[current->index]; }
+    void tick() { ++clock()[current->index]; }
+
+    // The clock of something that acts on its own: a copy engine, the matrix unit.
+    int new_agent() { return threads + agents++; }
+
+    std::string where() const {
+        return "block " + std::to_string(block) + "," + std::to_string(block_y) + ", thread " +
+               (current ? std::to_string(current->index) : "-");
+    }
+    [[noreturn]] void fail(const std::string& what) const { throw Fault(where() + ": " + what); }
+
+    void block_on(const char* what, int place) {
+        current->ready = false, current->waits_for = what, current->waits_at = place;
+        swapcontext(&current->context, &scheduler);
+        if (!fault.empty()) throw Fault("");  // another thread failed: unwind
+    }
+    void wake(int thread) { fibers[thread].ready = true; }
+
+    // Waits until `count` threads have come with the same purpose; the last acts for all.
+    template <class Act>
+    void meet(int place, const char* what, int count, void* mine, const Act& act) {
+        Meeting& meeting = meetings[place];
+        if (meeting.arrived.empty()) meeting.what = what;
+        if (std::strcmp(meeting.what, what) != 0)
+            fail(std::string(what) + " in " + name_of(place) + ", where others are at " +
+                 meeting.what);
+        meeting.arrived.emplace_back(current->index, mine);
+        if (int(meeting.arrived.size()) < count) {
+            block_on(what, place);
+            return;
+        }
+        Meeting together;
+        std::swap(together, meeting);
+        std::sort(together.arrived.begin(), together.arrived.end());
+        act(together);
+        for (const auto& [thread, _] : together.arrived) wake(thread);
+    }
+
+    // Everybody there has seen what everybody did before.
+    void agree(const Meeting& meeting) {
+        Clock all;
+        for (const auto& [thread, _] : meeting.arrived) join(all, fibers[thread].clock);
+        for (const auto& [thread, _] : meeting.arrived)
+            fibers[thread].clock = all, ++fibers[thread].clock[thread];
+    }
+
+    int warp_place() const { return first_warp + current->index / warp_lanes; }
+    int group_place() const { return first_group + current->index / group_threads; }
+
+    static std::string name_of(int place) {
+        if (place == whole_block) return "the block";
+        if (place >= first_group) return "warpgroup " + std::to_string(place - first_group);
+        if (place >= first_warp) return "warp " + std::to_string(place - first_warp);
+        return "named barrier " + std::to_string(place);
+    }
+
+    bool hardware_acts() {
+        std::vector<std::size_t> able;
+        for (std::size_t i = 0; i < queues.size(); ++i)
+            if (!queues[i].empty()) able.push_back(i);
+        if (able.empty()) return false;
+        auto& queue = queues[able[random() % able.size()]];
+        const Deed deed = std::move(queue.front());
+        queue.pop_front();
+        deed();
+        return true;
+    }
+
+    void run_block(int count, const std::function<void()>& kernel);
+};
+
+inline Engine*& engine() {
+    static Engine* the = nullptr;
+    return the;
+}
+
+inline void fiber_main() {
+    Engine& all = *engine();
+    Fiber& me = *all.current;
+    try {
+        all.body();
+    } catch (const Fault& fault) {
+        if (all.fault.empty()) all.fault = fault.what();
+    }
+    me.done = true, me.ready = false;
+    swapcontext(&me.context, &all.scheduler);
+}
+
+inline void start(Fiber& fiber, int index, int clocks) {
+    fiber.index = index, fiber.ready = true, fiber.done = false;
+    fiber.clock.assign(clocks, 0);
+    fiber.clock[index] = 1;
+    if (!fiber.stack) fiber.stack.reset(new char[stack_bytes]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = stack_bytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, fiber_main, 0);
+}
+
+inline void Engine::run_block(int count, const std::function<void()>& kernel) {
+    threads = count, agents = 0, body = kernel;
+    meetings.assign(all_places, Meeting{});
+    queues.clear(), fault.clear();
+    fibers.resize(count);
+    for (int i = 0; i < count; ++i) start(fibers[i], i, count);
+    std::vector<int> ready;
+    for (;;) {
+        ready.clear();
+        bool all_done = true;
+        for (Fiber& fiber : fibers) {
+            all_done &= fiber.done;
+            // a fault anywhere wakes all who wait, so that their stacks unwind
+            if (fiber.ready || (!fault.empty() && !fiber.done)) ready.push_back(fiber.index);
+        }
+        if (all_done) break;
+        if (ready.empty()) {
+            current = nullptr;
+            try {
+                if (hardware_acts()) continue;
+                std::string who = "deadlock:";
+                for (const Fiber& fiber : fibers)
+                    if (!fiber.done && who.size() < 300)
+                        who += " thread " + std::to_string(fiber.index) + " waits for " +
+                               fiber.waits_for + " at " + std::to_string(fiber.waits_at) + ";";
+                fail(who);
+            } catch (const Fault& found) {
+                fault = found.what();
+            }
+            continue;
+        }
+        std::shuffle(ready.begin(), ready.end(), random);
+        for (int index : ready) {
+            current = &fibers[index];
+            if (current->done) continue;
+            swapcontext(&scheduler, &current->context);
+        }
+    }
+    current = nullptr;
+    if (!fault.empty()) throw Fault(fault);
+    while (hardware_acts()) {
+    }
+}
+
+}  // namespace unspool::host

@@ -1,0 +1,123 @@
+"""Kernels on the CPU, thread by thread: the same text, compiled as C++ with the host's twins.
+
+Every access to memory is checked: bounds, alignment, what was never written, what another thread
+wrote or still reads without a barrier between. Copies and products of the hardware happen as late
+as they may. What is found is an UnspoolError. Needs g++; a GPU is not asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unspool.decode.emit_cuda import HEADER
+from unspool.decode.emit_cuda import header as instructions
+from unspool.errors import UnspoolError
+
+_HOST = resources.files("unspool") / "matmul" / "cuda" / "host"
+_PARTS = (
+    "engine", "memory", "numbers", "copies", "fragments", "products", "wgmma", "tensor_memory", "run",
+)  # fmt: skip
+_FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w")
+_MESSAGE_BYTES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """A compiled kernel source."""
+
+    path: Path
+
+    @functools.cached_property
+    def library(self) -> ctypes.CDLL:
+        """The loaded library."""
+        return ctypes.CDLL(str(self.path))
+
+
+def why_not() -> str:
+    """What is missing to run kernels here; empty where nothing is."""
+    return "" if _compiler() else "no g++ to compile kernels for the CPU with"
+
+
+def build(source: str) -> Simulation:
+    """Compiles a kernel's source; the same source is compiled once per user."""
+    text = _text(source)
+    folder = Path(tempfile.gettempdir()) / f"unspool-simulations-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
+    if not path.exists():
+        _compile(text, path)
+    return Simulation(path=path)
+
+
+def run(
+    simulation: Simulation,
+    name: str,
+    arguments: ctypes.Structure,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    grid: tuple[int, int],
+    threads: int,
+    shared_bytes: int,
+    seed: int = 0,
+) -> None:
+    """Runs a kernel; `arrays` are its global memory, changed in place.
+
+    Raises UnspoolError where the kernel does what no GPU allows, or what it would not survive.
+    """
+    library = simulation.library
+    count = len(arrays)
+    pointers = (ctypes.c_void_p * count)(*(a.ctypes.data for a in arrays.values()))
+    sizes = (ctypes.c_longlong * count)(*(a.nbytes for a in arrays.values()))
+    names = (ctypes.c_char_p * count)(*(n.encode() for n in arrays))
+    message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+    kernel = ctypes.cast(getattr(library, name), ctypes.c_void_p)
+    shape = (*grid, threads, shared_bytes)
+    failed = library.unspool_simulate(
+        kernel, ctypes.byref(arguments), *map(ctypes.c_int, shape), ctypes.c_uint(seed),
+        pointers, sizes, names, ctypes.c_int(count), message, ctypes.c_int(_MESSAGE_BYTES),
+    )  # fmt: skip
+    if failed:
+        raise UnspoolError(message.value.decode(errors="replace"), where=f"kernel {name}")
+
+
+def address(array: np.ndarray | None) -> ctypes.c_void_p:
+    """What a kernel's argument points to."""
+    return ctypes.c_void_p(None if array is None else array.ctypes.data)
+
+
+def _text(source: str) -> str:
+    parts = ((_HOST / f"{part}.hpp").read_text(encoding="utf-8") for part in _PARTS)
+    lines = [line for part in parts for line in part.splitlines() if '#include "' not in line]
+    host = "\n".join(line for line in lines if line.strip() != "#pragma once")
+    return f"// {HEADER}\n{instructions()}\n{host}\n{source.removeprefix(instructions())}"
+
+
+def _compile(text: str, path: Path) -> None:
+    compiler = _compiler()
+    if compiler is None:
+        raise UnspoolError(why_not())
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        unit, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+        unit.write_text(text, encoding="utf-8")
+        command: list[Any] = [compiler, *_FLAGS, str(unit), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UnspoolError("the kernel is no C++", found=done.stderr[:2000])
+        os.replace(made, path)
+
+
+def _compiler() -> str | None:
+    return shutil.which("g++") or shutil.which("clang++")
