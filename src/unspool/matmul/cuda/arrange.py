@@ -59,7 +59,7 @@ def arrange(matrix: CodedMatrix, made: Recipe) -> Arranged:
         shape=matrix.shape,
         units=np.concatenate(parts, axis=-1),
         row_scales=row_scales,
-        levels=_levels(matrix, made, codes.shape[0] * ROWS),
+        levels=_levels(matrix, made, codes.shape[0] * ROWS, codes.shape[1]),
     )
 
 
@@ -140,7 +140,7 @@ def _blocks(halves: np.ndarray, made: Recipe, rows: int, across: int) -> np.ndar
 
 
 def _levels(
-    matrix: CodedMatrix, made: Recipe, rows: int
+    matrix: CodedMatrix, made: Recipe, rows: int, tiles: int
 ) -> UInt32[np.ndarray, "row_blocks across levels rings"]:
     """A parameter table as the decoder's level registers, for every ring down."""
     rings = rows // ROWS
@@ -149,7 +149,10 @@ def _levels(
     down, across, length = matrix.table.shape
     stored = len(matrix.codes) * ROWS
     per_row = np.repeat(matrix.table, stored // down, axis=0)  # row across entry
-    per_row = np.pad(per_row, ((0, rows - stored), (0, 0), (0, 0)))
+    steps = tiles * made.geometry.tile_columns // made.geometry.step_columns
+    wanted = -(-steps // made.level_steps) if made.level_steps else across
+    per_row = np.pad(per_row, ((0, rows - stored), (0, wanted - across), (0, 0)))
+    across = wanted
     by_ring = per_row.reshape(rings, ROWS, across, length).swapaxes(1, 2)
     if made.geometry.lowering.levels * 4 == length:  # one table for all rows of a ring
         by_ring = by_ring[:, :, :1]
