@@ -159,9 +159,9 @@ FLOAT32_FORMAT = 1
 """Of d_format."""
 
 FORMATS: Mapping[str, int] = {
-    "f16": 0, "e4m3": 0, "e5m2": 1, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4, "f8f6f4_e2m1": 5
+    "f16": 0, "e4m3": 0, "e5m2": 1, "f8f6f4_e2m1": 5, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4
 }  # fmt: skip
-"""Kind of product -> a_format. b_format is 0: binary16 for f16, E4M3 for all others."""
+"""Kind of product, in the order of the wrappers' Kind -> a_format. b_format is 0: binary16 for f16, E4M3 for all others."""
 
 
 def operand_offset(column: int, word: int, leading: int, stride: int) -> int:
@@ -190,6 +190,8 @@ def cpp() -> str:
         "struct Field {\n    int first, bits, dropped;\n};",
         *lines,
         f"constexpr int float32_format = {FLOAT32_FORMAT};",
+        "// by kind of product",
+        f"constexpr int a_formats[] = {{{', '.join(map(str, FORMATS.values()))}}};",
         "}  // namespace",
         "",
     ))  # fmt: skip

@@ -25,23 +25,8 @@ inline std::vector<GroupQueue>& group_queues() {
     return the;
 }
 
-// Fields of a descriptor without swizzle, in bytes.
-struct Described {
-    int start, leading, stride;
-};
-
-inline Described described(unsigned long long bits) {
-    const auto field = [&](int at) { return int(bits >> at & 0x3FFF) << 4; };
-    return {field(0), field(16), field(32)};
-}
-
-// Where word i of column c of a slice stands: core matrices of eight columns x 16 bytes.
-inline int operand_offset(const Described& it, int c, int i) {
-    return it.start + i / 4 * it.leading + c / 8 * it.stride + c % 8 * 16 + i % 4 * 4;
-}
-
-inline std::vector<word> columns_at(unsigned long long descriptor, int n, const Actor& actor) {
-    const Described it = described(descriptor);
+// Operand B of a slice: what the matrix unit reads of shared memory.
+inline std::vector<word> columns_at(const Described& it, int n, const Actor& actor) {
     std::vector<word> b(n * slice_words);
     for (int c = 0; c < n; ++c)
         for (int i = 0; i < slice_words; ++i) {
@@ -66,17 +51,17 @@ inline void group_product(const Meeting& meeting, std::size_t which) {
             engine()->fail("threads of a warpgroup issued unlike products");
     const int leader = meeting.arrived[0].first;
     const Clock& seen = engine()->fibers[leader].clock;
-    const auto b = columns_at(first.b, first.n, Actor{leader, seen[leader], &seen});
+    const auto b = columns_at(described_for_wgmma(first.b), first.n, Actor{leader, seen[leader], &seen});
     word a[64][slice_words];
     for (int thread = 0; thread < group_threads; ++thread)
         for (int i = 0; i < 4; ++i) {
-            const Spot spot = a_spot(thread % warp_lanes, i);
-            a[16 * (thread / warp_lanes) + spot.row][spot.column] = all[thread]->a[i];
+            const Spot spot = group_a_spot(thread, i);
+            a[spot.row][spot.column] = all[thread]->a[i];
         }
     for (int thread = 0; thread < group_threads; ++thread)
         for (int i = 0; i < first.n / 2; ++i) {
-            const Spot spot = d_spot(thread % warp_lanes, i);
-            const word* row = a[16 * (thread / warp_lanes) + spot.row];
+            const Spot spot = group_d_spot(thread, i);
+            const word* row = a[spot.row];
             float& d = all[thread]->d[i];
             d = slice_product(first.kind, d, [&](int w) { return row[w]; },
                               [&](int w) { return b[spot.column * slice_words + w]; });
