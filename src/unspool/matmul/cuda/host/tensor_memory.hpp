@@ -243,7 +243,7 @@ void tmem_mma(word d, word a, unsigned long long b, int n, bool accumulate) {
 }
 
 inline void tmem_commit(Barrier* barrier) {
-    host::BarrierState* it = &used(barrier);
+    host::BarrierState* it = &used_by_hardware(barrier);
     host::tensor_queue().push_back([it, seen = host::engine()->clock()] {
         host::Clock done = seen;
         const host::TensorState& state = host::tensor();
