@@ -23,6 +23,7 @@ import numpy as np
 
 from unspool.decode.emit_cuda import header as instructions
 from unspool.errors import UnspoolError
+from unspool.matmul.cuda import layouts
 
 _HOST = resources.files("unspool") / "matmul" / "cuda" / "host"
 _PARTS = (
@@ -108,7 +109,8 @@ def _host() -> str:
     """The host's twins of all wrappers, in the order in which they build on each other."""
     parts = ((_HOST / f"{part}.hpp").read_text(encoding="utf-8") for part in _PARTS)
     lines = [line for part in parts for line in part.splitlines() if '#include "' not in line]
-    return "\n".join((instructions(), *(line for line in lines if line != "#pragma once")))
+    twins = (line for line in lines if line != "#pragma once")
+    return "\n".join((instructions(), layouts.cpp(), *twins))
 
 
 def _digest(text: str) -> str:

@@ -18,7 +18,8 @@ struct Groups {
 };
 
 struct BarrierState {
-    bool alive = false;
+    int initialised_by = -1;
+    bool fenced = false;  // the hardware's own engines may use it
     int arrivals = 0, left = 0, transactions = 0, phase = 0, agent = 0;
     std::uint32_t agent_clock = 0;
     Clock pending, completed;
@@ -63,6 +64,15 @@ inline BarrierState& barrier_at(const void* at) {
     if (found == copies().barriers.end())
         engine()->fail("a barrier is used that was never initialised");
     return found->second;
+}
+
+inline std::string state_of_barrier(int offset) {
+    const auto found = copies().barriers.find(offset);
+    std::string text = " at " + std::to_string(offset);
+    if (found == copies().barriers.end()) return text;
+    const BarrierState& it = found->second;
+    return text + " (missing: " + std::to_string(it.left) + " of " + std::to_string(it.arrivals) +
+           " arrivals, " + std::to_string(it.transactions) + " bytes)";
 }
 
 // Ends the phase where nothing is missing.
@@ -118,16 +128,27 @@ inline void barrier_init(Barrier* barrier, int arrivals) {
     const std::size_t offset = host::shared().offset(barrier, 8, 8);
     host::BarrierState& it = host::copies().barriers[offset];
     it = host::BarrierState{};
-    it.alive = true, it.arrivals = it.left = arrivals;
+    it.initialised_by = thread_index(), it.arrivals = it.left = arrivals;
     it.agent = host::engine()->new_agent();
     store_shared<Pair>(barrier, Pair{0, 0});
 }
-inline void barrier_init_fence() {}
+inline void barrier_init_fence() {
+    for (auto& [offset, barrier] : host::copies().barriers)
+        if (barrier.initialised_by == thread_index()) barrier.fenced = true;
+}
 
 // Whoever uses a barrier has to have seen its initialisation.
 inline host::BarrierState& used(Barrier* barrier) {
     load_shared<Pair>(barrier);
     return host::barrier_at(barrier);
+}
+
+// The same for what the hardware arrives at on its own.
+inline host::BarrierState& used_by_hardware(Barrier* barrier) {
+    host::BarrierState& it = used(barrier);
+    if (!it.fenced)
+        host::engine()->fail("the hardware arrives at a barrier without barrier_init_fence");
+    return it;
 }
 
 inline void barrier_arrive(Barrier* barrier) {
@@ -149,7 +170,7 @@ inline void barrier_wait(Barrier* barrier, int parity) {
     // the phase of that parity is over when the current one has the other
     while (used(barrier).phase == parity) {
         host::barrier_at(barrier).waiting.push_back(thread_index());
-        all.block_on("a barrier's phase", offset);
+        all.block_on(host::barrier_phase, offset);
     }
     host::join(all.clock(), host::barrier_at(barrier).completed);
     host::tensor_enters();
@@ -160,7 +181,7 @@ inline void copy_bulk(void* shared, const void* global, int bytes, Barrier* barr
     if (bytes <= 0 || bytes % 16) all.fail("a bulk copy of " + std::to_string(bytes) + " bytes");
     host::check_global(global, bytes, 16);
     const std::size_t offset = host::shared().offset(shared, bytes, 16);
-    host::BarrierState* it = &used(barrier);
+    host::BarrierState* it = &used_by_hardware(barrier);
     host::mark_pending(offset, bytes, host::me());
     if (host::copies().bulk_queue < 0) {
         host::copies().bulk_queue = int(all.queues.size());

@@ -45,6 +45,7 @@ struct Fiber {
 // Threads that do something together: the last to arrive does it for all.
 struct Meeting {
     const char* what = nullptr;
+    int count = 0;
     std::vector<std::pair<int, void*>> arrived;  // thread, its arguments
 };
 
@@ -61,6 +62,9 @@ constexpr int warp_lanes = 32, group_threads = 128;
 
 // Places where threads meet: named barriers 1 to 15, the block, each warp, each warpgroup.
 constexpr int whole_block = 0, first_warp = 16, first_group = 64, all_places = 80;
+
+constexpr const char* barrier_phase = "the phase of a barrier";
+std::string state_of_barrier(int offset);  // copies.hpp
 
 struct Engine {
     int threads = 0, block = 0, block_y = 0, blocks = 0, agents = 0;
@@ -82,8 +86,11 @@ struct Engine {
     int new_agent() { return threads + agents++; }
 
     std::string where() const {
-        return "block " + std::to_string(block) + "," + std::to_string(block_y) + ", thread " +
-               (current ? std::to_string(current->index) : "-");
+        const std::string at = "block " + std::to_string(block) + "," + std::to_string(block_y);
+        if (!current) return at;
+        return at + ", thread " + std::to_string(current->index) + " (warp " +
+               std::to_string(current->index / warp_lanes) + ", lane " +
+               std::to_string(current->index % warp_lanes) + ")";
     }
     [[noreturn]] void fail(const std::string& what) const { throw Fault(where() + ": " + what); }
 
@@ -98,10 +105,13 @@ struct Engine {
     template <class Act>
     void meet(int place, const char* what, int count, void* mine, const Act& act) {
         Meeting& meeting = meetings[place];
-        if (meeting.arrived.empty()) meeting.what = what;
+        if (meeting.arrived.empty()) meeting.what = what, meeting.count = count;
         if (std::strcmp(meeting.what, what) != 0)
-            fail(std::string(what) + " in " + name_of(place) + ", where others are at " +
-                 meeting.what);
+            fail(std::string(what) + " in " + name_of(place) + ", where " + who(meeting) +
+                 " came to " + meeting.what);
+        if (meeting.count != count)
+            fail(std::string(what) + " of " + std::to_string(count) + " threads in " +
+                 name_of(place) + ", where others expect " + std::to_string(meeting.count));
         meeting.arrived.emplace_back(current->index, mine);
         if (int(meeting.arrived.size()) < count) {
             block_on(what, place);
@@ -130,6 +140,36 @@ struct Engine {
         if (place >= first_group) return "warpgroup " + std::to_string(place - first_group);
         if (place >= first_warp) return "warp " + std::to_string(place - first_warp);
         return "named barrier " + std::to_string(place);
+    }
+
+    static std::string who(const Meeting& meeting) {
+        const int first = meeting.arrived.front().first;
+        return "thread " + std::to_string(first) + " (lane " + std::to_string(first % warp_lanes) +
+               ")";
+    }
+
+    // Who waits for what, threads with the same wait in one range.
+    std::string waiting() const {
+        std::string text;
+        for (int first = 0; first < threads;) {
+            const Fiber& fiber = fibers[first];
+            int last = first;
+            while (last + 1 < threads && fibers[last + 1].waits_at == fiber.waits_at &&
+                   fibers[last + 1].done == fiber.done &&
+                   std::strcmp(fibers[last + 1].waits_for, fiber.waits_for) == 0)
+                ++last;
+            if (!fiber.done)
+                text += " threads " + std::to_string(first) + "-" + std::to_string(last) +
+                        " wait for " + fiber.waits_for + place_text(fiber) + ";";
+            first = last + 1;
+        }
+        return text;
+    }
+
+    static std::string place_text(const Fiber& fiber) {
+        if (std::strcmp(fiber.waits_for, barrier_phase) == 0) return state_of_barrier(fiber.waits_at);
+        const std::string name = name_of(fiber.waits_at);
+        return name == fiber.waits_for ? "" : " of " + name;
     }
 
     bool hardware_acts() {
@@ -196,12 +236,7 @@ inline void Engine::run_block(int count, const std::function<void()>& kernel) {
             current = nullptr;
             try {
                 if (hardware_acts()) continue;
-                std::string who = "deadlock:";
-                for (const Fiber& fiber : fibers)
-                    if (!fiber.done && who.size() < 300)
-                        who += " thread " + std::to_string(fiber.index) + " waits for " +
-                               fiber.waits_for + " at " + std::to_string(fiber.waits_at) + ";";
-                fail(who);
+                fail("deadlock:" + waiting());
             } catch (const Fault& found) {
                 fault = found.what();
             }
@@ -216,8 +251,6 @@ inline void Engine::run_block(int count, const std::function<void()>& kernel) {
     }
     current = nullptr;
     if (!fault.empty()) throw Fault(fault);
-    while (hardware_acts()) {
-    }
 }
 
 }  // namespace unspool::host

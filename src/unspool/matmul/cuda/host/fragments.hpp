@@ -1,33 +1,40 @@
-// What the twins believe of fragments: which thread's register holds which word. PTX ISA 9.0:
-// "Matrix fragments for mma.m16n8k32" (and k16 of .f16, in words the same), "Register fragments for
-// wgmma.mma_async.m64nNk32", "tcgen05 .16x128b and .16x256b". Compared in tests with a second source.
+// Descriptors taken apart. Which thread's register holds what, and which bits of a descriptor mean
+// what, is printed from layouts.py in front of this file: data, with a source, tested by another.
 #pragma once
+
+#include "memory.hpp"
 
 namespace unspool::host {
 
-struct Spot {
-    int row, column;
+constexpr int field_of(unsigned long long bits, Field field) {
+    return int(bits >> field.first & ((1ULL << field.bits) - 1)) << field.dropped;
+}
+
+// Where operand B stands, in bytes.
+struct Described {
+    int start, leading, stride;
 };
 
-constexpr int lane_row(int lane) { return lane / 4; }
-
-// Register i of operand A: row of 16, word of 8 (a slice has 32 bytes).
-constexpr Spot a_spot(int lane, int i) { return {lane / 4 + 8 * (i % 2), lane % 4 + 4 * (i / 2)}; }
-
-// Register i of operand B: column of 8, word of 8.
-constexpr Spot b_spot(int lane, int i) { return {lane / 4, lane % 4 + 4 * i}; }
-
-// Register i of the sums: row of 16, column of 8; wgmma goes on with the next eight columns.
-constexpr Spot d_spot(int lane, int i) {
-    return {lane / 4 + 8 * (i / 2 % 2), 2 * (lane % 4) + i % 2 + 8 * (i / 4)};
+// Core matrices of eight columns x 16 bytes: word i of column c of a slice.
+inline int operand_offset(const Described& it, int c, int i) {
+    return it.start + i / 4 * it.leading + c / 8 * it.stride + c % 8 * 16 + i % 4 * 4;
 }
 
-// tcgen05.st.16x128b.x2: lane of 16, column (word) of 8. tcgen05.ld.16x256b.x1: the same as d_spot.
-constexpr Spot store_spot(int lane, int i) {
-    return {lane / 4 + 8 * (i % 2), lane % 4 + 4 * (i / 2)};
+inline Described described_for_wgmma(unsigned long long bits) {
+    if (field_of(bits, wgmma_swizzle) || field_of(bits, wgmma_base))
+        engine()->fail("a descriptor of swizzled memory; the twins have none");
+    return {field_of(bits, wgmma_start), field_of(bits, wgmma_leading),
+            field_of(bits, wgmma_stride)};
 }
 
-// LDSM: register i of a lane is word lane % 4 of the row that lane 8 i + lane / 4 addresses.
-constexpr int matrix_source(int lane, int i) { return 8 * i + lane / 4; }
+inline Described described_for_tcgen05(unsigned long long bits) {
+    if (field_of(bits, tensor_version) != 1)
+        engine()->fail("a descriptor without the version of tcgen05");
+    if (field_of(bits, tensor_swizzle) || field_of(bits, tensor_base) ||
+        field_of(bits, tensor_leading_mode))
+        engine()->fail("a descriptor of swizzled memory; the twins have none");
+    return {field_of(bits, tensor_start), field_of(bits, tensor_leading),
+            field_of(bits, tensor_stride)};
+}
 
 }  // namespace unspool::host

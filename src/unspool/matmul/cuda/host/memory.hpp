@@ -214,6 +214,9 @@ inline void sync_block() {
 
 inline void sync_named(int id, int threads) {
     host::Engine& all = *host::engine();
+    if (id < 1 || id > 15) all.fail("there is no named barrier " + std::to_string(id));
+    if (threads <= 0 || threads % host::warp_lanes)
+        all.fail("sync_named of " + std::to_string(threads) + " threads: no whole warps");
     all.meet(id, "sync_named", threads, nullptr,
              [&](host::Meeting& meeting) { all.agree(meeting); });
 }

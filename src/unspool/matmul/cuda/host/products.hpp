@@ -87,10 +87,11 @@ inline void load_matrices(const void* row, word* r, int count) {
     all.meet(all.warp_place(), what, warp_lanes, &mine, [&](Meeting& meeting) {
         for (int lane = 0; lane < warp_lanes; ++lane)
             for (int i = 0; i < count; ++i) {
+                const Spot spot = matrix_spot(lane, i);
                 auto& to = *static_cast<MatrixLoad*>(meeting.arrived[lane].second);
                 auto& from =
-                    *static_cast<MatrixLoad*>(meeting.arrived[matrix_source(lane, i)].second);
-                std::memcpy(to.r + i, static_cast<const char*>(from.row) + 4 * (lane % 4), 4);
+                    *static_cast<MatrixLoad*>(meeting.arrived[spot.row].second);
+                std::memcpy(to.r + i, static_cast<const char*>(from.row) + 4 * spot.column, 4);
             }
     });
 }

@@ -7,6 +7,11 @@ namespace unspool::host {
 
 // What must not be left over when a block ends.
 inline void check_end() {
+    const int bulk = copies().bulk_queue;
+    if (bulk >= 0 && !engine()->queues[bulk].empty())
+        throw Fault("a block ends while bulk copies are under way, which nobody waited for");
+    while (engine()->hardware_acts()) {  // products that nobody reads any more, and their commits
+    }
     for (const Groups& mine : copies().groups)
         for (const auto& group : mine.closed)
             if (!group.empty()) throw Fault("a block ends while copies to shared memory are under way");

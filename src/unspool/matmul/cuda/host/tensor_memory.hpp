@@ -4,6 +4,12 @@
 
 #include "wgmma.hpp"
 
+namespace unspool {
+
+UNSPOOL_DEVICE constexpr word product_of(Kind kind, int n);  // hardware/tensor_memory.cuh
+
+}  // namespace unspool
+
 namespace unspool::host {
 
 constexpr int memory_lanes = 128, memory_columns_total = 512;
@@ -84,6 +90,15 @@ inline Actor leader_of(const Meeting& meeting) {
     return {thread, seen[thread], &seen};
 }
 
+// What the instruction descriptor says has to be what the product is.
+inline void check_product(word bits, int a_format, int n) {
+    if (field_of(bits, product_m) != memory_lanes || field_of(bits, product_n) != n ||
+        field_of(bits, product_a_format) != a_format || field_of(bits, product_b_format) ||
+        field_of(bits, product_d_format) != float32_format || field_of(bits, product_sparse) ||
+        field_of(bits, product_negate) || field_of(bits, product_transpose))
+        engine()->fail("an instruction descriptor of another product");
+}
+
 struct TensorProduct {
     Kind kind;
     word d, a;
@@ -95,7 +110,7 @@ struct TensorProduct {
 inline void tensor_product(const TensorProduct& it, const Clock& seen) {
     TensorState& state = tensor();
     const Actor unit{state.agent, ++state.agent_clock, &seen};
-    const auto b = columns_at(it.b, it.n, unit);
+    const auto b = columns_at(described_for_tcgen05(it.b), it.n, unit);
     for (int lane = 0; lane < memory_lanes; ++lane) {
         word row[slice_words];
         for (int w = 0; w < slice_words; ++w) {
@@ -195,7 +210,7 @@ inline void tmem_load_fragment(word address, float (&r)[4]) {
         for (const auto& [thread, given] : meeting.arrived) {
             host::TensorLoad load{*static_cast<float**>(given), {}};
             for (int i = 0; i < 4; ++i) {
-                const auto spot = host::d_spot(thread % host::warp_lanes, i);
+                const auto spot = host::load_spot(thread % host::warp_lanes, i);
                 const int cell = host::cell_of(lane + spot.row, column + spot.column);
                 host::tensor().shadow.read(cell, actor);
                 std::memcpy(&load.values[i], &host::tensor().words[cell], 4);
@@ -220,7 +235,7 @@ void tmem_mma(word d, word a, unsigned long long b, int n, bool accumulate) {
     if (host::tensor().entered[thread_index()])
         all.fail("tcgen05.mma after a barrier, without tmem_fence_after");
     if (n % 16 || n < 16 || n > 256) all.fail("tcgen05.mma of " + std::to_string(n) + " columns");
-    if ((b >> 46 & 7) != 1) all.fail("a descriptor without the version of tcgen05");
+    host::check_product(product_of(kind, n), host::a_formats[int(kind)], n);
     auto& queue = host::tensor_queue();
     queue.push_back([it = host::TensorProduct{kind, d, a, b, n, accumulate}, seen = all.clock()] {
         host::tensor_product(it, seen);
@@ -228,7 +243,7 @@ void tmem_mma(word d, word a, unsigned long long b, int n, bool accumulate) {
 }
 
 inline void tmem_commit(Barrier* barrier) {
-    host::BarrierState* it = &used(barrier);
+    host::BarrierState* it = &used_by_hardware(barrier);
     host::tensor_queue().push_back([it, seen = host::engine()->clock()] {
         host::Clock done = seen;
         const host::TensorState& state = host::tensor();

@@ -15,9 +15,29 @@ struct GroupProduct {
 };
 
 struct GroupQueue {
+    struct Sums {
+        std::vector<float> values;
+        int products = 0;
+    };
     std::deque<std::vector<GroupProduct>> closed;
     std::vector<GroupProduct> open;
     bool fenced = false;
+    // Sums that products under way add to: their registers hold NaN until all of those are done.
+    std::map<float*, Sums> sums;
+
+    void hold(float* d, int count) {
+        Sums& it = sums[d];
+        if (it.products++ == 0) {
+            it.values.assign(d, d + count);
+            std::fill(d, d + count, NAN);
+        }
+    }
+    void give_back(float* d) {
+        Sums& it = sums[d];
+        if (--it.products > 0) return;
+        std::copy(it.values.begin(), it.values.end(), d);
+        sums.erase(d);
+    }
 };
 
 inline std::vector<GroupQueue>& group_queues() {
@@ -25,28 +45,17 @@ inline std::vector<GroupQueue>& group_queues() {
     return the;
 }
 
-// Fields of a descriptor without swizzle, in bytes.
-struct Described {
-    int start, leading, stride;
-};
-
-inline Described described(unsigned long long bits) {
-    const auto field = [&](int at) { return int(bits >> at & 0x3FFF) << 4; };
-    return {field(0), field(16), field(32)};
-}
-
-// Where word i of column c of a slice stands: core matrices of eight columns x 16 bytes.
-inline int operand_offset(const Described& it, int c, int i) {
-    return it.start + i / 4 * it.leading + c / 8 * it.stride + c % 8 * 16 + i % 4 * 4;
-}
-
-inline std::vector<word> columns_at(unsigned long long descriptor, int n, const Actor& actor) {
-    const Described it = described(descriptor);
+// Operand B of a slice: what the matrix unit reads of shared memory.
+inline std::vector<word> columns_at(const Described& it, int n, const Actor& actor) {
     std::vector<word> b(n * slice_words);
     for (int c = 0; c < n; ++c)
         for (int i = 0; i < slice_words; ++i) {
             const char* at = shared().base + operand_offset(it, c, i);
-            read_shared(shared().offset(at, 4, 4), 4, actor);
+            const std::size_t offset = shared().offset(at, 4, 4);
+            read_shared(offset, 4, actor);
+            if (shared().shadow.words[offset / 4].writer < engine()->threads)
+                engine()->fail(shared().shadow.at(offset / 4) +
+                               " is read by the matrix unit but was not copied by the hardware");
             std::memcpy(&b[c * slice_words + i], at, 4);
         }
     return b;
@@ -55,10 +64,12 @@ inline std::vector<word> columns_at(unsigned long long descriptor, int n, const 
 // Product number `which` of the first group in line, for all 128 threads.
 inline void group_product(const Meeting& meeting, std::size_t which) {
     std::vector<const GroupProduct*> all;
+    const std::size_t count = group_queues()[meeting.arrived[0].first].closed.front().size();
     for (const auto& [thread, _] : meeting.arrived) {
-        const auto& line = group_queues()[thread].closed.front();
-        if (which >= line.size()) engine()->fail("threads of a warpgroup issued unlike products");
-        all.push_back(&line[which]);
+        const auto& closed = group_queues()[thread].closed;
+        if (closed.empty() || closed.front().size() != count)
+            engine()->fail("threads of a warpgroup issued unlike products");
+        all.push_back(&closed.front()[which]);
     }
     const GroupProduct& first = *all[0];
     for (const GroupProduct* it : all)
@@ -66,21 +77,24 @@ inline void group_product(const Meeting& meeting, std::size_t which) {
             engine()->fail("threads of a warpgroup issued unlike products");
     const int leader = meeting.arrived[0].first;
     const Clock& seen = engine()->fibers[leader].clock;
-    const auto b = columns_at(first.b, first.n, Actor{leader, seen[leader], &seen});
+    const auto b = columns_at(described_for_wgmma(first.b), first.n, Actor{leader, seen[leader], &seen});
     word a[64][slice_words];
     for (int thread = 0; thread < group_threads; ++thread)
         for (int i = 0; i < 4; ++i) {
-            const Spot spot = a_spot(thread % warp_lanes, i);
-            a[16 * (thread / warp_lanes) + spot.row][spot.column] = all[thread]->a[i];
+            const Spot spot = group_a_spot(thread, i);
+            a[spot.row][spot.column] = all[thread]->a[i];
         }
-    for (int thread = 0; thread < group_threads; ++thread)
+    for (int thread = 0; thread < group_threads; ++thread) {
+        GroupQueue& mine = group_queues()[meeting.arrived[thread].first];
+        std::vector<float>& sums = mine.sums[all[thread]->d].values;
         for (int i = 0; i < first.n / 2; ++i) {
-            const Spot spot = d_spot(thread % warp_lanes, i);
-            const word* row = a[16 * (thread / warp_lanes) + spot.row];
-            float& d = all[thread]->d[i];
-            d = slice_product(first.kind, d, [&](int w) { return row[w]; },
-                              [&](int w) { return b[spot.column * slice_words + w]; });
+            const Spot spot = group_d_spot(thread, i);
+            const word* row = a[spot.row];
+            sums[i] = slice_product(first.kind, sums[i], [&](int w) { return row[w]; },
+                                    [&](int w) { return b[spot.column * slice_words + w]; });
         }
+        mine.give_back(all[thread]->d);
+    }
 }
 
 }  // namespace unspool::host
@@ -93,6 +107,7 @@ template <Kind kind, int n>
 void wgmma(float (&d)[n / 2], const word (&a)[4], unsigned long long b) {
     host::GroupQueue& mine = host::group_queues()[thread_index()];
     if (!mine.fenced) host::engine()->fail("wgmma without wgmma_fence since the last commit");
+    mine.hold(d, n / 2);
     mine.open.push_back({kind, n, d, a, b});
 }
 
