@@ -53,10 +53,12 @@ class Product:
         """The only matrix, or the first."""
         return self.matrices[0]
 
-    def plan(self, m: int) -> Plan:
-        """The plan for m tokens."""
+    def plan(self, m: int, tokens: int | None = None) -> Plan:
+        """The plan for m tokens, in tiles of so many."""
         found = self.arranged[0]
-        return plan(self.made, m, found.row_blocks, found.stages, blocks=self.blocks)
+        return plan(
+            self.made, m, found.row_blocks, found.stages, blocks=self.blocks, tokens=tokens
+        )
 
     def prepare(
         self, x: np.ndarray, planned: Plan, routing: Routing | None = None
@@ -95,8 +97,10 @@ class Product:
 
     def grouped(self, x: np.ndarray, choices: np.ndarray) -> np.ndarray:
         """Every token times the matrices of its experts `[m * top, n]`; choices `[m, top]`."""
-        routing = route(choices, len(self.matrices), self.plan(1).tokens)
-        return self._multiply(x, self.plan(len(routing.sources)), choices.size, routing)
+        tokens = self.plan(1).tokens
+        routing = route(choices, len(self.matrices), tokens)
+        planned = self.plan(len(routing.sources), tokens)
+        return self._multiply(x, planned, choices.size, routing)
 
     def _multiply(
         self, x: np.ndarray, planned: Plan, m: int, routing: Routing | None

@@ -5,6 +5,8 @@
 
 #include <ucontext.h>
 
+#include "kernel.hpp"
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

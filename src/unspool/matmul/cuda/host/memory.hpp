@@ -144,67 +144,35 @@ inline void check_global(const void* at, std::size_t size, std::size_t alignment
 
 namespace unspool {
 
-struct alignas(8) Pair {
-    word x, y;
-};
-struct alignas(16) Quad {
-    word x, y, z, w;
-};
-
-inline int thread_index() { return host::engine()->current->index; }
-inline int lane_index() { return thread_index() % host::warp_lanes; }
-inline int block_index() { return host::engine()->block; }
-inline int block_index_y() { return host::engine()->block_y; }
-inline int block_count() { return host::engine()->blocks; }
-inline char* shared_memory() { return host::shared().base; }
-inline word shared_address(const void* at) {
+int thread_index() { return host::engine()->current->index; }
+int lane_index() { return thread_index() % host::warp_lanes; }
+int block_index() { return host::engine()->block; }
+int block_index_y() { return host::engine()->block_y; }
+int block_count() { return host::engine()->blocks; }
+char* shared_memory() { return host::shared().base; }
+word shared_address(const void* at) {
     return word(static_cast<const char*>(at) - host::shared().base);
 }
 
-template <class T>
-T load_shared(const void* at) {
-    host::read_shared(host::shared().offset(at, sizeof(T), alignof(T)), sizeof(T), host::me());
-    T value;
-    std::memcpy(&value, at, sizeof(T));
-    return value;
+void host::check_shared_read(const void* at, int bytes, int alignment) {
+    read_shared(shared().offset(at, bytes, alignment), bytes, me());
+}
+void host::check_shared_write(const void* at, int bytes, int alignment) {
+    const std::size_t offset = shared().offset(at, bytes, alignment);
+    each_word(offset, bytes, [&](std::size_t word) { shared().shadow.write(word, me()); });
+}
+void host::check_global_access(const void* at, int bytes, int alignment) {
+    check_global(at, bytes, alignment);
 }
 
-template <class T>
-void store_shared(void* at, T value) {
-    const std::size_t offset = host::shared().offset(at, sizeof(T), alignof(T));
-    host::each_word(offset, sizeof(T), [&](std::size_t word) {
-        host::shared().shadow.write(word, host::me());
-    });
-    std::memcpy(at, &value, sizeof(T));
-}
-
-template <class T>
-T load_global(const void* at) {
-    host::check_global(at, sizeof(T), alignof(T));
-    T value;
-    std::memcpy(&value, at, sizeof(T));
-    return value;
-}
-
-template <class T>
-T load_global_fresh(const void* at) {
-    return load_global<T>(at);
-}
-
-template <class T>
-void store_global(void* at, T value) {
-    host::check_global(at, sizeof(T), alignof(T));
-    std::memcpy(at, &value, sizeof(T));
-}
-
-inline int atomic_add(int* at, int amount) {
+int atomic_add(int* at, int amount) {
     const int before = load_global<int>(at);
     store_global<int>(at, before + amount);
     return before;
 }
-inline void fence_global() {}
+void fence_global() {}
 
-inline void sync_block() {
+void sync_block() {
     host::Engine& all = *host::engine();
     host::tensor_leaves();
     all.meet(host::whole_block, "sync_block", all.threads, nullptr,
@@ -212,7 +180,7 @@ inline void sync_block() {
     host::tensor_enters();
 }
 
-inline void sync_named(int id, int threads) {
+void sync_named(int id, int threads) {
     host::Engine& all = *host::engine();
     if (id < 1 || id > 15) all.fail("there is no named barrier " + std::to_string(id));
     if (threads <= 0 || threads % host::warp_lanes)
@@ -221,13 +189,13 @@ inline void sync_named(int id, int threads) {
              [&](host::Meeting& meeting) { all.agree(meeting); });
 }
 
-inline void sync_warp() {
+void sync_warp() {
     host::Engine& all = *host::engine();
     all.meet(all.warp_place(), "sync_warp", host::warp_lanes, nullptr,
              [&](host::Meeting& meeting) { all.agree(meeting); });
 }
 
-inline word shuffle_xor(word value, int mask) {
+word shuffle_xor(word value, int mask) {
     struct Exchange {
         word value;
         int mask;
@@ -245,7 +213,7 @@ inline word shuffle_xor(word value, int mask) {
     return mine.result;
 }
 
-inline float shuffle_xor(float value, int mask) {
+float shuffle_xor(float value, int mask) {
     word bits;
     std::memcpy(&bits, &value, 4);
     bits = shuffle_xor(bits, mask);
@@ -253,17 +221,10 @@ inline float shuffle_xor(float value, int mask) {
     return value;
 }
 
-inline bool elect_one() {
+bool elect_one() {
     host::Engine& all = *host::engine();
     all.meet(all.warp_place(), "elect_one", host::warp_lanes, nullptr, [](host::Meeting&) {});
     return lane_index() == 0;
 }
 
 }  // namespace unspool
-
-#define UNSPOOL_KERNEL(name, type, argument)                       \
-    static void name##_body(const type argument);                  \
-    extern "C" void name(const void* given) {                      \
-        name##_body(*static_cast<const type*>(given));             \
-    }                                                              \
-    static void name##_body(const type argument)
