@@ -106,3 +106,8 @@ UNSPOOL_KERNEL(brought, Given, a) {
     }
     give(a, sum);
 }
+
+// Nothing but meetings: what a switch from thread to thread costs.
+UNSPOOL_KERNEL(meetings, Given, a) {
+    for (int i = 0; i < a.mode; ++i) sync_warp();
+}

@@ -3,8 +3,6 @@
 // else can run: as late as it may happen.
 #pragma once
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -17,6 +15,8 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "switch.hpp"
 
 namespace unspool::host {
 
@@ -33,8 +33,7 @@ inline void join(Clock& to, const Clock& from) {
 }
 
 struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
+    Stack stack;
     int index = 0;
     bool ready = true, done = false;
     const char* waits_for = "";
@@ -57,7 +56,6 @@ struct Allocation {
     std::string name;
 };
 
-constexpr std::size_t stack_bytes = 256 * 1024;
 constexpr int warp_lanes = 32, group_threads = 128;
 
 // Places where threads meet: named barriers 1 to 15, the block, each warp, each warpgroup.
@@ -69,7 +67,7 @@ std::string state_of_barrier(int offset);  // copies.hpp
 struct Engine {
     int threads = 0, block = 0, block_y = 0, blocks = 0, agents = 0;
     std::vector<Fiber> fibers;
-    ucontext_t scheduler;
+    Stack scheduler;
     Fiber* current = nullptr;
     std::string fault;
     std::mt19937 random;
@@ -96,7 +94,7 @@ struct Engine {
 
     void block_on(const char* what, int place) {
         current->ready = false, current->waits_for = what, current->waits_at = place;
-        swapcontext(&current->context, &scheduler);
+        current->stack.switch_to(scheduler);
         if (!fault.empty()) throw Fault("");  // another thread failed: unwind
     }
     void wake(int thread) { fibers[thread].ready = true; }
@@ -199,21 +197,18 @@ inline void fiber_main() {
         all.body();
     } catch (const Fault& fault) {
         if (all.fault.empty()) all.fault = fault.what();
+    } catch (const std::exception& other) {
+        if (all.fault.empty()) all.fault = std::string("the simulation failed: ") + other.what();
     }
     me.done = true, me.ready = false;
-    swapcontext(&me.context, &all.scheduler);
+    me.stack.switch_to(all.scheduler);
 }
 
 inline void start(Fiber& fiber, int index, int clocks) {
     fiber.index = index, fiber.ready = true, fiber.done = false;
     fiber.clock.assign(clocks, 0);
     fiber.clock[index] = 1;
-    if (!fiber.stack) fiber.stack.reset(new char[stack_bytes]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = stack_bytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
+    fiber.stack.prepare(fiber_main);
 }
 
 inline void Engine::run_block(int count, const std::function<void()>& kernel) {
@@ -246,7 +241,7 @@ inline void Engine::run_block(int count, const std::function<void()>& kernel) {
         for (int index : ready) {
             current = &fibers[index];
             if (current->done) continue;
-            swapcontext(&scheduler, &current->context);
+            scheduler.switch_to(current->stack);
         }
     }
     current = nullptr;
