@@ -32,6 +32,10 @@ inline void join(Clock& to, const Clock& from) {
     for (std::size_t i = 0; i < from.size(); ++i) to[i] = std::max(to[i], from[i]);
 }
 
+inline void join(std::map<int, Clock>& to, const std::map<int, Clock>& from) {
+    for (const auto& [block, clock] : from) join(to[block], clock);
+}
+
 struct Fiber {
     Stack stack;
     int index = 0;
@@ -39,6 +43,8 @@ struct Fiber {
     const char* waits_for = "";
     int waits_at = 0;  // a place, or an offset in shared memory
     Clock clock;
+    Clock fenced;                           // what of it other blocks will see too (global.hpp)
+    std::map<int, Clock> gained, acquired;  // of other blocks: learnt, and fenced since
 };
 
 // Threads that do something together: the last to arrive does it for all.
@@ -124,10 +130,18 @@ struct Engine {
 
     // Everybody there has seen what everybody did before.
     void agree(const Meeting& meeting) {
-        Clock all;
-        for (const auto& [thread, _] : meeting.arrived) join(all, fibers[thread].clock);
-        for (const auto& [thread, _] : meeting.arrived)
-            fibers[thread].clock = all, ++fibers[thread].clock[thread];
+        Clock all, fenced;
+        std::map<int, Clock> gained;
+        for (const auto& [thread, _] : meeting.arrived) {
+            join(all, fibers[thread].clock);
+            join(fenced, fibers[thread].fenced);
+            join(gained, fibers[thread].gained);
+        }
+        for (const auto& [thread, _] : meeting.arrived) {
+            Fiber& fiber = fibers[thread];
+            fiber.clock = all, ++fiber.clock[thread];
+            fiber.fenced = fenced, fiber.gained = gained;
+        }
     }
 
     int warp_place() const { return first_warp + current->index / warp_lanes; }
@@ -207,6 +221,7 @@ inline void fiber_main() {
 inline void start(Fiber& fiber, int index, int clocks) {
     fiber.index = index, fiber.ready = true, fiber.done = false;
     fiber.clock.assign(clocks, 0);
+    fiber.fenced.clear(), fiber.gained.clear(), fiber.acquired.clear();
     fiber.clock[index] = 1;
     fiber.stack.prepare(fiber_main);
 }
