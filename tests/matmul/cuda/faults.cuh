@@ -26,7 +26,7 @@ UNSPOOL_KERNEL(exchange, Given, a) {
     if (a.mode == 3 && thread == 5) load_shared<Pair>(shared + 4 * thread);
     if (a.mode == 4 && thread == 5) load_global<word>(a.in + 65536);
     if (a.mode == 5 && thread == 5) load_global<Quad>(a.in + 8);
-    if (a.mode == 6 && thread == 5) store_global<Pair>(a.out + 508, Pair{1, 2});
+    if (a.mode == 6 && thread == 5) store_global<Pair>(a.out + 500, Pair{1, 2});
     if (a.mode != 7) sync_block();
     const word value = load_shared<word>(shared + 4 * other);
     if (a.mode != 8) sync_block();
@@ -105,4 +105,30 @@ UNSPOOL_KERNEL(brought, Given, a) {
         if (a.mode != 11 && a.mode != 13) barrier_arrive(empty + slot);
     }
     give(a, sum);
+}
+
+// Nothing but meetings: what a switch from thread to thread costs.
+UNSPOOL_KERNEL(meetings, Given, a) {
+    for (int i = 0; i < a.mode; ++i) sync_warp();
+}
+
+// Every block leaves a word per thread; the last to arrive adds them up.
+UNSPOOL_KERNEL(counted, Given, a) {
+    const int thread = thread_index(), blocks = block_count();
+    char* parts = a.out + 1024;
+    int* counter = reinterpret_cast<int*>(a.out + 512);
+    store_global<Quad>(parts + 2048 * block_index() + 16 * thread, Quad{word(block_index()), 0, 0, 0});
+    if (a.mode != 1) fence_global();
+    if (a.mode != 2) sync_block();
+    if (thread == 0) store_shared<word>(shared_memory(), atomic_add(counter, 1) == blocks - 1);
+    sync_block();
+    if (!load_shared<word>(shared_memory())) return;
+    if (a.mode != 3) fence_global();
+    word sum = 0;
+    for (int block = 0; block < blocks; ++block) {
+        const char* part = parts + 2048 * block + 16 * (thread ^ 1);
+        sum += a.mode == 4 ? load_global<Quad>(part).x : load_global_fresh<Quad>(part).x;
+    }
+    give(a, sum);
+    if (a.mode == 5 && thread == 1) store_global<word>(a.out, 0);
 }

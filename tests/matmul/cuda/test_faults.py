@@ -34,16 +34,19 @@ def kernels() -> simulate.Simulation:
 
 def run(kernels: simulate.Simulation, name: str, mode: int, seed: int = 0) -> np.ndarray:
     """Words 0, 1, 2, ... as input; the output of 128 threads."""
-    words, out = np.arange(16384, dtype=np.uint32), np.zeros(128, np.uint32)
+    words, out = np.arange(16384, dtype=np.uint32), np.zeros(1792, np.uint32)
     given = Given(simulate.address(words), simulate.address(out), mode)
     threads = 160 if name == "brought" else 128
-    bytes_of = {"exchange": 1024, "together": 0, "copied": 4096, "brought": 4096 + 64}
+    bytes_of = {
+        "exchange": 1024, "together": 0, "copied": 4096, "brought": 4096 + 64, "counted": 16
+    }  # fmt: skip
+    grid = (3 if name == "counted" else 1, 1)
     arrays = {"words": words, "out": out}
     simulate.run(
-        kernels, name, given, arrays, grid=(1, 1), threads=threads, shared_bytes=bytes_of[name],
+        kernels, name, given, arrays, grid=grid, threads=threads, shared_bytes=bytes_of[name],
         seed=seed,
     )  # fmt: skip
-    return out
+    return out[:128]
 
 
 THREADS = np.arange(128)
@@ -54,6 +57,7 @@ EXPECTED = {
     "together": THREADS ^ 1,
     "copied": sum(512 * stage + 4 * OTHERS for stage in range(4)),
     "brought": sum(512 * stage + 4 * OTHERS + 1 for stage in range(4)),
+    "counted": np.full(128, 3),
 }
 
 
@@ -69,7 +73,7 @@ FAULTS = [
     ("exchange", 3, "unaligned"),
     ("exchange", 4, "out of bounds"),
     ("exchange", 5, "'words' is accessed unaligned"),
-    ("exchange", 6, "'out' is accessed"),
+    ("exchange", 6, "'out' is accessed unaligned"),
     ("exchange", 7, "without a barrier|never written"),
     ("exchange", 8, "overwritten without a barrier|read without a barrier"),
     ("exchange", 9, "read without a barrier|overwritten without a barrier"),
@@ -99,6 +103,11 @@ FAULTS = [
     ("brought", 11, "under way|without a barrier"),
     ("brought", 12, "overwritten without a barrier|more arrive|under way"),
     ("brought", 13, "deadlock"),
+    ("counted", 1, "without a fence and a counter"),
+    ("counted", 2, "without a fence and a counter"),
+    ("counted", 3, "without a fence and a counter"),
+    ("counted", 4, "through this multiprocessor's cache"),
+    ("counted", 5, "written again without anything between"),
 ]
 
 

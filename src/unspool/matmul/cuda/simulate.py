@@ -27,7 +27,8 @@ from unspool.matmul.cuda import layouts
 
 _HOST = resources.files("unspool") / "matmul" / "cuda" / "host"
 _PARTS = (
-    "kernel", "engine", "memory", "numbers", "copies", "fragments", "products", "wgmma", "tensor_memory", "run",
+    "kernel", "switch", "engine", "memory", "global", "numbers", "copies", "fragments", "products",
+    "wgmma", "tensor_memory", "run",
 )  # fmt: skip
 _FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w")
 _MESSAGE_BYTES = 1000

@@ -1,7 +1,7 @@
 // cp.async by groups; mbarriers and bulk copies. Data arrives when it is waited for, not before.
 #pragma once
 
-#include "memory.hpp"
+#include "global.hpp"
 
 namespace unspool::host {
 
@@ -98,7 +98,7 @@ inline void arrive(BarrierState& barrier, const Clock& seen) {
 namespace unspool {
 
 void copy_async(void* shared, const void* global) {
-    host::check_global(global, 16, 16);
+    host::read_global(global, 16, 16, false);
     const std::size_t offset = host::shared().offset(shared, 16, 16);
     host::mark_pending(offset, 16, host::me());
     host::copies().groups[thread_index()].open.push_back({offset, global, 16});
@@ -174,7 +174,7 @@ void barrier_wait(Barrier* barrier, int parity) {
 void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier) {
     host::Engine& all = *host::engine();
     if (bytes <= 0 || bytes % 16) all.fail("a bulk copy of " + std::to_string(bytes) + " bytes");
-    host::check_global(global, bytes, 16);
+    host::read_global(global, bytes, 16, false);
     const std::size_t offset = host::shared().offset(shared, bytes, 16);
     host::BarrierState* it = &used_by_hardware(barrier);
     host::mark_pending(offset, bytes, host::me());

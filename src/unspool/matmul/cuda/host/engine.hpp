@@ -3,9 +3,8 @@
 // else can run: as late as it may happen.
 #pragma once
 
-#include <ucontext.h>
-
 #include "kernel.hpp"
+#include "switch.hpp"
 
 #include <algorithm>
 #include <cstdint>
@@ -19,6 +18,8 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "switch.hpp"
 
 namespace unspool::host {
 
@@ -34,14 +35,19 @@ inline void join(Clock& to, const Clock& from) {
     for (std::size_t i = 0; i < from.size(); ++i) to[i] = std::max(to[i], from[i]);
 }
 
+inline void join(std::map<int, Clock>& to, const std::map<int, Clock>& from) {
+    for (const auto& [block, clock] : from) join(to[block], clock);
+}
+
 struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
+    Stack stack;
     int index = 0;
     bool ready = true, done = false;
     const char* waits_for = "";
     int waits_at = 0;  // a place, or an offset in shared memory
     Clock clock;
+    Clock fenced;                           // what of it other blocks will see too (global.hpp)
+    std::map<int, Clock> gained, acquired;  // of other blocks: learnt, and fenced since
 };
 
 // Threads that do something together: the last to arrive does it for all.
@@ -59,7 +65,6 @@ struct Allocation {
     std::string name;
 };
 
-constexpr std::size_t stack_bytes = 256 * 1024;
 constexpr int warp_lanes = 32, group_threads = 128;
 
 // Places where threads meet: named barriers 1 to 15, the block, each warp, each warpgroup.
@@ -71,7 +76,7 @@ std::string state_of_barrier(int offset);  // copies.hpp
 struct Engine {
     int threads = 0, block = 0, block_y = 0, blocks = 0, agents = 0;
     std::vector<Fiber> fibers;
-    ucontext_t scheduler;
+    Stack scheduler;
     Fiber* current = nullptr;
     std::string fault;
     std::mt19937 random;
@@ -98,7 +103,7 @@ struct Engine {
 
     void block_on(const char* what, int place) {
         current->ready = false, current->waits_for = what, current->waits_at = place;
-        swapcontext(&current->context, &scheduler);
+        current->stack.switch_to(scheduler);
         if (!fault.empty()) throw Fault("");  // another thread failed: unwind
     }
     void wake(int thread) { fibers[thread].ready = true; }
@@ -128,10 +133,18 @@ struct Engine {
 
     // Everybody there has seen what everybody did before.
     void agree(const Meeting& meeting) {
-        Clock all;
-        for (const auto& [thread, _] : meeting.arrived) join(all, fibers[thread].clock);
-        for (const auto& [thread, _] : meeting.arrived)
-            fibers[thread].clock = all, ++fibers[thread].clock[thread];
+        Clock all, fenced;
+        std::map<int, Clock> gained;
+        for (const auto& [thread, _] : meeting.arrived) {
+            join(all, fibers[thread].clock);
+            join(fenced, fibers[thread].fenced);
+            join(gained, fibers[thread].gained);
+        }
+        for (const auto& [thread, _] : meeting.arrived) {
+            Fiber& fiber = fibers[thread];
+            fiber.clock = all, ++fiber.clock[thread];
+            fiber.fenced = fenced, fiber.gained = gained;
+        }
     }
 
     int warp_place() const { return first_warp + current->index / warp_lanes; }
@@ -201,21 +214,19 @@ inline void fiber_main() {
         all.body();
     } catch (const Fault& fault) {
         if (all.fault.empty()) all.fault = fault.what();
+    } catch (const std::exception& other) {
+        if (all.fault.empty()) all.fault = std::string("the simulation failed: ") + other.what();
     }
     me.done = true, me.ready = false;
-    swapcontext(&me.context, &all.scheduler);
+    me.stack.switch_to(all.scheduler);
 }
 
 inline void start(Fiber& fiber, int index, int clocks) {
     fiber.index = index, fiber.ready = true, fiber.done = false;
     fiber.clock.assign(clocks, 0);
+    fiber.fenced.clear(), fiber.gained.clear(), fiber.acquired.clear();
     fiber.clock[index] = 1;
-    if (!fiber.stack) fiber.stack.reset(new char[stack_bytes]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = stack_bytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
+    fiber.stack.prepare(fiber_main);
 }
 
 inline void Engine::run_block(int count, const std::function<void()>& kernel) {
@@ -248,7 +259,7 @@ inline void Engine::run_block(int count, const std::function<void()>& kernel) {
         for (int index : ready) {
             current = &fibers[index];
             if (current->done) continue;
-            swapcontext(&scheduler, &current->context);
+            scheduler.switch_to(current->stack);
         }
     }
     current = nullptr;

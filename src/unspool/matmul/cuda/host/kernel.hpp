@@ -32,7 +32,8 @@ namespace host {
 
 void check_shared_read(const void* at, int bytes, int alignment);
 void check_shared_write(const void* at, int bytes, int alignment);
-void check_global_access(const void* at, int bytes, int alignment);
+void check_global_read(const void* at, int bytes, int alignment, bool fresh);
+void check_global_write(const void* at, int bytes, int alignment);
 void wait_for_copies(int pending);
 void warp_mma(Kind kind, float* d, const word* a, word b0, word b1);
 void group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b);
@@ -56,18 +57,21 @@ void store_shared(void* at, T value) {
 }
 template <class T>
 T load_global(const void* at) {
-    host::check_global_access(at, sizeof(T), alignof(T));
+    host::check_global_read(at, sizeof(T), alignof(T), false);
     T value;
     std::memcpy(&value, at, sizeof(T));
     return value;
 }
 template <class T>
 T load_global_fresh(const void* at) {
-    return load_global<T>(at);
+    host::check_global_read(at, sizeof(T), alignof(T), true);
+    T value;
+    std::memcpy(&value, at, sizeof(T));
+    return value;
 }
 template <class T>
 void store_global(void* at, T value) {
-    host::check_global_access(at, sizeof(T), alignof(T));
+    host::check_global_write(at, sizeof(T), alignof(T));
     std::memcpy(at, &value, sizeof(T));
 }
 int atomic_add(int* at, int amount);

@@ -1,4 +1,4 @@
-// Global memory with bounds, shared memory with bounds and a shadow of who wrote and read it.
+// Shared memory with bounds and a shadow of who wrote and read it; barriers of a block.
 #pragma once
 
 #include "engine.hpp"
@@ -125,21 +125,6 @@ inline void read_shared(std::size_t offset, std::size_t size, const Actor& actor
     each_word(offset, size, [&](std::size_t word) { shared().shadow.read(word, actor); });
 }
 
-inline void check_global(const void* at, std::size_t size, std::size_t alignment) {
-    const auto address = reinterpret_cast<std::uintptr_t>(at);
-    for (const Allocation& it : engine()->allocations) {
-        if (address < it.first || address >= it.end) continue;
-        if (address + size > it.end)
-            engine()->fail("'" + it.name + "' is accessed across its end");
-        if ((address - it.first) % alignment)
-            engine()->fail("'" + it.name + "' is accessed unaligned: offset " +
-                           std::to_string(address - it.first) + " for " + std::to_string(size) +
-                           " bytes");
-        return;
-    }
-    engine()->fail("global memory is accessed out of bounds, " + std::to_string(size) + " bytes");
-}
-
 }  // namespace unspool::host
 
 namespace unspool {
@@ -161,17 +146,6 @@ void host::check_shared_write(const void* at, int bytes, int alignment) {
     const std::size_t offset = shared().offset(at, bytes, alignment);
     each_word(offset, bytes, [&](std::size_t word) { shared().shadow.write(word, me()); });
 }
-void host::check_global_access(const void* at, int bytes, int alignment) {
-    check_global(at, bytes, alignment);
-}
-
-int atomic_add(int* at, int amount) {
-    const int before = load_global<int>(at);
-    store_global<int>(at, before + amount);
-    return before;
-}
-void fence_global() {}
-
 void sync_block() {
     host::Engine& all = *host::engine();
     host::tensor_leaves();

@@ -34,6 +34,7 @@ inline void run_grid(const Grid& grid, unsigned seed, const std::function<void()
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = int(i);
     std::shuffle(order.begin(), order.end(), all.random);
     all.blocks = grid.x;
+    global().reset();
     for (int which : order) {
         all.block = which % grid.x, all.block_y = which / grid.x;
         shared().reset(grid.shared_bytes);
