@@ -1,6 +1,6 @@
 """The GPU of this machine: what it can do, its kernels loaded and launched.
 
-    found = gpu()                                     facts, and the Machine that code is emitted for
+    found = gpu()                            facts, and the Machine that code is emitted for
     code = found.load(compile(source, found.machine.architecture))
     kernel = code.kernel(name, shared_bytes=...)
     kernel.launch((tiles, 1, 1), threads, arguments, stream)     arguments: one ctypes.Structure
@@ -107,7 +107,7 @@ class Gpu:
         """Makes the primary context this thread's current one."""
         self.driver.call("cuCtxSetCurrent", self._context)
 
-    def load(self, cubin: bytes) -> Code:
+    def load(self, cubin: bytes) -> MachineCode:
         """Loads machine code; UnspoolError where it is another GPU's or newer than the driver."""
         self._check_architecture(cubin)
         self.enter()
@@ -122,7 +122,7 @@ class Gpu:
             )
         if status:
             raise self.driver.error(status, "cuModuleLoadData", where=self.facts.name)
-        return Code(self, module)
+        return MachineCode(self, module)
 
     def _check_architecture(self, cubin: bytes) -> None:
         number = architecture_number(cubin)
@@ -169,14 +169,14 @@ class Gpu:
         return found.value
 
 
-class Code:
+class MachineCode:
     """Machine code on a GPU, until the process ends."""
 
     def __init__(self, gpu: Gpu, module: ctypes.c_void_p) -> None:
         """What `Gpu.load` returns."""
         self._gpu, self._module = gpu, module
 
-    def kernel(self, name: str, *, shared_bytes: int = 0) -> Kernel:
+    def kernel(self, name: str, *, shared_bytes: int = 0) -> LoadedKernel:
         """A kernel of it, with so much dynamic shared memory at every launch.
 
         UnspoolError where it has none of that name, or a block has less shared memory.
@@ -198,14 +198,14 @@ class Code:
         if shared_bytes > _UNASKED_SHARED_BYTES:
             asked = (handle, _DYNAMIC_SHARED_BYTES, shared_bytes)
             driver.call("cuFuncSetAttribute", *asked, where=name)
-        return Kernel(self._gpu, name, handle, shared_bytes)
+        return LoadedKernel(self._gpu, name, handle, shared_bytes)
 
 
-class Kernel:
+class LoadedKernel:
     """A kernel that takes one struct, by value."""
 
     def __init__(self, gpu: Gpu, name: str, handle: ctypes.c_void_p, shared_bytes: int) -> None:
-        """What `Code.kernel` returns."""
+        """What `MachineCode.kernel` returns."""
         self._gpu, self.name, self._handle, self._shared = gpu, name, handle, shared_bytes
         self.argument_bytes = self._argument_bytes()
 
