@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpu.stage import ABSENT, CUT, FAILED, PASSED, Absent, Deadline, Findings, Given, Stage, entry
+from gpu.stage import (
+    ABSENT,
+    CUT,
+    FAILED,
+    PASSED,
+    AbsentError,
+    Deadline,
+    Findings,
+    Given,
+    Stage,
+    entry,
+)
 
 if TYPE_CHECKING:
     from gpu.board import Board
@@ -55,7 +65,7 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _run_one(
@@ -74,9 +84,9 @@ def _run_one(
     status, reason = PASSED, ""
     try:
         stage.run(given)
-    except Absent as absent:
+    except AbsentError as absent:
         status, reason = ABSENT, str(absent)
-    except Exception:  # a stage may break in any way; the others still say something
+    except Exception:  # noqa: BLE001  it may break in any way; the others still say something
         status, reason = FAILED, traceback.format_exc()
     if found.wrong:
         status = FAILED

@@ -17,7 +17,7 @@ reason; the time was up before it was through."""
 STATUSES = (PASSED, FAILED, ABSENT, CUT)
 
 
-class Absent(Exception):
+class AbsentError(Exception):
     """A stage or a peer that cannot be here; its text says why."""
 
 
@@ -69,7 +69,7 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of the run: fills `given.findings`; raises Absent, or anything when it breaks."""
+    """A part of the run: fills `given.findings`; raises AbsentError, or anything when it breaks."""
 
     name: str
     run: Callable[[Given], None]
