@@ -37,6 +37,8 @@ _SPILLS = ("LDL", "STL")
 _MATRIX = re.compile(r"^[HIQBO]MMA|^[HIQ]GMMA|^UTC")
 
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)")
+_LABEL = re.compile(r"^\s*(\.L_x_\d+):")
+_BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
@@ -76,6 +78,25 @@ class Kernel:
     def matrix_products(self) -> int:
         """Instructions for the matrix unit."""
         return sum(bool(_MATRIX.match(opcode)) for opcode in self.opcodes)
+
+
+def loops(disassembly: str) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The opcodes of every loop of every kernel: from a label to the branch back to it."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    name, opcodes, labels = "", [], {}
+    for line in disassembly.splitlines():
+        if section := _SECTION.match(line):
+            name, opcodes, labels = section[1], list[str](), dict[str, int]()
+            found[name] = []
+        elif label := _LABEL.match(line):
+            labels[label[1]] = len(opcodes)
+        elif name and (instruction := _INSTRUCTION.match(line)):
+            opcodes.append(instruction[1])
+            target = _BRANCH.search(line)
+            # the endless one behind EXIT, which fills a kernel up, branches to itself
+            if target and labels.get(target[1], len(opcodes)) < len(opcodes) - 1:
+                found[name].append(tuple(opcodes[labels[target[1]] :]))
+    return {name: tuple(bodies) for name, bodies in found.items()}
 
 
 def kernels(disassembly: str, cubin: bytes) -> dict[str, Kernel]:
