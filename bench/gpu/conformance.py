@@ -31,7 +31,7 @@ THREADS = 128
 BLOCKS_PER_MULTIPROCESSOR = 8
 
 MANY_RINGS = 4096
-"""Random ones where not every state is tried: 2**20 would take the interpreter ten seconds a code."""
+"""Random ones where not every state is tried: 2**20 cost the interpreter ten seconds a code."""
 
 Decoder = Callable[[Sequence[Lowering]], Callable[[int, np.ndarray, np.ndarray], np.ndarray]]
 """Lowerings -> (which of them, reordered words, what is given of a parameter) -> registers."""
