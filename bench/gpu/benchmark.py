@@ -71,7 +71,8 @@ def _make(
     for entrant in entrants:
         nbytes = int(n * k * entrant.bits / 8)
         count = min(MOST_COPIES, probe.copies(given.board, nbytes))
-        product = _attempt(given, entrant.name, lambda: entrant.make(given.board, n, k, count))
+        make = functools.partial(entrant.make, given.board, n, k, count)
+        product = _attempt(given, entrant.name, make)
         if product is None:
             continue
         error = _attempt(given, entrant.name, functools.partial(_error, product, k))
@@ -159,7 +160,8 @@ def show(found: dict[str, Any]) -> str:
     return (
         f"   {found['format']:18} {found['bits_per_weight']:6.3f} bits {found['activations']:9}"
         f" {found['n']:6} x {found['k']:<6} m {found['m']:5} {found['us']:9.2f} us"
-        f" {found['tbps']:6.3f} TB/s {found['fraction_of_copy']:6.1%} {found['tflops']:7.1f} TFLOP/s"
+        f" {found['tbps']:6.3f} TB/s {found['fraction_of_copy']:6.1%}"
+        f" {found['tflops']:7.1f} TFLOP/s"
     )
 
 

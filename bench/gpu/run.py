@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,9 @@ ALL_RIGHT, SOMETHING_FAILED, NO_GPU, NO_TIME = 0, 1, 3, 4
 """Exit codes; 2 is a wrong command line. `docs/gpu.md` has them too."""
 
 SCHEMA = 1
+
+GRACE = 20.0
+"""Seconds after its end that a stage may take to notice; then it is interrupted."""
 
 
 def run(
@@ -83,7 +88,8 @@ def _run_one(
     given = Given(board=board, deadline=deadline, findings=found, say=say, formats=formats)
     status, reason = PASSED, ""
     try:
-        stage.run(given)
+        with _interrupted(seconds + GRACE):
+            stage.run(given)
     except AbsentError as absent:
         status, reason = ABSENT, str(absent)
     except Exception:  # noqa: BLE001  it may break in any way; the others still say something
@@ -93,6 +99,22 @@ def _run_one(
     elif status == PASSED and found.cut:
         status, reason = CUT, "the time was up"
     return entry(stage.name, status, seconds - deadline.left, found, reason)
+
+
+@contextmanager
+def _interrupted(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block after so long: a compiler that hangs must not take all."""
+
+    def over(*_: object) -> None:
+        raise TimeoutError(f"interrupted after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _last_line(made: Mapping[str, Any]) -> str:

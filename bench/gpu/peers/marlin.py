@@ -1,4 +1,4 @@
-"""Marlin (the original package): int4 in groups of 128, float16 activations, GPUs of 8.x and 9.0."""
+"""Marlin (the original package): int4 in groups of 128, float16 activations, 8.x and 9.0."""
 
 from __future__ import annotations
 

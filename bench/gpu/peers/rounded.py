@@ -61,7 +61,11 @@ class RoundedProduct:
 
     def expected(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """With the weight before it was rounded: no bound for any one element."""
-        want = x.astype(np.float64) @ self._weight.double().cpu().numpy().T
+        want = (
+            (self._torch.from_numpy(x.copy()).cuda().double() @ self._weight.double().t())
+            .cpu()
+            .numpy()
+        )
         return want, np.full(want.shape, np.inf)
 
 

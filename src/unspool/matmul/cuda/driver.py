@@ -49,7 +49,7 @@ class Driver:
             self._library = library or ctypes.CDLL(LIBRARY)
         except OSError as error:
             raise UnspoolError(
-                "no NVIDIA driver on this machine", where="GPU", found=f"{LIBRARY}: {error}"
+                "no NVIDIA driver on this machine", where="GPU", found=error
             ) from error
 
     def call(self, function: str, *arguments: object, where: str = "GPU") -> None:
