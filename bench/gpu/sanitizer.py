@@ -55,7 +55,8 @@ def find() -> Path | None:
 def command(program: Path, tool: str) -> list[str]:
     """The part of the run that it watches."""
     watch = [str(program), "--tool", tool, "--error-exitcode", str(FOUND_ERRORS)]
-    part = ["-m", "gpu", "--only", "decode", "products", "--formats", *FORMATS, "--no-json"]
+    chosen = ["--together", "--only", "decode", "products", "--formats", *FORMATS]
+    part = ["-m", "gpu", *chosen, "--no-json"]  # together: it watches the process that it starts
     return [*watch, sys.executable, *part]
 
 
