@@ -42,6 +42,9 @@ struct Arguments {
 class Board:
     """One GPU with torch on it."""
 
+    #: where torch keeps what is under test
+    device = "cuda"
+
     def __init__(self) -> None:
         """Opens GPU 0; UnspoolError, in one line, where something is missing."""
         self.gpu: Gpu = gpu()

@@ -33,7 +33,7 @@ def maker(bits: int, activations: str) -> Maker:
                 weight_config={"dtype": f"int{bits}"},
                 input_config={} if wide else {"dtype": FP8},
                 torch_dtype=board.torch.bfloat16,
-            ).cuda()
+            ).to(board.device)
             made.load_from_unquantized(weight)
             made.transform()
             kept = [p for name, p in made.named_parameters() if "weight" in name or "zero" in name]

@@ -27,7 +27,7 @@ def int4(board: Board, n: int, k: int, copies: int) -> Product:
         linear.weight.data = ((half / spread).round().clamp(-8, 7) * spread).cpu()
         made = module.Layer(k, n, groupsize=GROUP)
         made.pack(linear, scales.cpu())
-        made = made.cuda()
+        made = made.to(board.device)
         return made.B.nbytes + made.s.nbytes, made
 
     return RoundedProduct(

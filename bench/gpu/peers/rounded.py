@@ -29,11 +29,12 @@ class RoundedProduct:
         """`named`: format, activations, and dtype of what it is given."""
         torch = board.torch
         self.format, self.activations = named["format"], named["activations"]
+        self._device = board.device
         self._torch, self._dtype, self.copies = torch, named.get("dtype", torch.bfloat16), copies
         n, self._k = shape
-        seeded = torch.Generator(device="cuda").manual_seed(0)
+        seeded = torch.Generator(device=board.device).manual_seed(0)
         self._weight = torch.randn(
-            n, self._k, generator=seeded, device="cuda", dtype=torch.bfloat16
+            n, self._k, generator=seeded, device=board.device, dtype=torch.bfloat16
         )
         self.nbytes, first = build(self._weight)
         packed = isinstance(first, torch.nn.Module)  # packing may be slow; so copied as it is
@@ -47,7 +48,7 @@ class RoundedProduct:
 
     def queue(self, m: int) -> Callable[[int], object]:
         """`call(i)`: the product with copy i."""
-        x = self._torch.randn(m, self._k, device="cuda", dtype=self._dtype)
+        x = self._torch.randn(m, self._k, device=self._device, dtype=self._dtype)
 
         def call(i: int) -> object:
             return self._products[i](x)
@@ -56,13 +57,13 @@ class RoundedProduct:
 
     def result(self, x: np.ndarray) -> np.ndarray:
         """The product with copy 0, float32."""
-        given = self._torch.from_numpy(x.copy()).to("cuda", self._dtype)
+        given = self._torch.from_numpy(x.copy()).to(self._device, self._dtype)
         return self._products[0](given).float().cpu().numpy()
 
     def expected(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """With the weight before it was rounded: no bound for any one element."""
         want = (
-            (self._torch.from_numpy(x.copy()).cuda().double() @ self._weight.double().t())
+            (self._torch.from_numpy(x.copy()).to(self._device).double() @ self._weight.double().t())
             .cpu()
             .numpy()
         )
