@@ -117,8 +117,9 @@ def _launches(board: Board, empty: Any) -> list[dict[str, Any]]:
     """Microseconds per empty kernel: queued one by one, the host's part of it, in a graph."""
 
     def run() -> None:
+        stream, arguments = board.stream, Arguments()
         for _ in range(LAUNCHES):
-            empty.launch((1, 1, 1), 32, Arguments(), board.stream)
+            empty.launch((1, 1, 1), 32, arguments, stream)
 
     run()
     board.wait()
