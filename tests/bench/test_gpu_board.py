@@ -20,7 +20,7 @@ from unspool.matmul.cuda import device, jit
 from unspool.matmul.cuda.device import Gpu
 from unspool.matmul.cuda.driver import Driver
 
-FAKE_DRIVER = Path(__file__).parents[1] / "matmul" / "cuda" / "fake_driver.py"
+FAKE_DRIVER = Path(__file__).parents[1] / "matmul" / "driver" / "fake_driver.py"
 
 
 def fake_library(*arguments, **named):
