@@ -1,6 +1,6 @@
-"""Layout beliefs against a second source: what CUTLASS 4 gives its atoms (include/cute/atom, arch).
+"""Layout beliefs against a second source: what CUTLASS 4 gives its atoms (include/cute).
 
-CuTe writes a layout as shape and stride: (thread, value) -> index into the matrix, here column-major
+CuTe writes a layout as shape and stride: (thread, value) -> index into the matrix, column-major
 (M first) for matrices and in bits for copies. Transcribed from there, in its own units.
 """
 
