@@ -17,9 +17,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt32
 
 from unspool.decode.lowering import reorder
+from unspool.encode.rotate import signs
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, Geometry
 from unspool.matmul.cuda.recipe import REGISTERS, ROW, SUMS, Recipe
 from unspool.pack.matrix import CodedMatrix
+from unspool.spec.format import Format
 
 _TOP = 15
 """Scales are at most 2**15 as binary16, and so are weights multiplied with them."""
@@ -159,3 +161,12 @@ def _levels(
     flat = np.ascontiguousarray(by_ring.reshape(rings, across, -1), np.uint8).view("<u4")
     split = flat.reshape(rows // BLOCK_ROWS, BLOCK_ROWS // ROWS, across, -1)
     return np.ascontiguousarray(split.transpose(0, 2, 3, 1))
+
+
+def sign_words(fmt: Format, columns: int) -> UInt32[np.ndarray, " words"]:
+    """The signs of a format's input rotation: a bit per column, set where it is minus."""
+    minus = np.zeros(columns, bool)
+    if fmt.rotation.input_size:
+        minus = signs(columns, fmt.rotation.seed, "in") < 0
+    padded = np.pad(minus, (0, -columns % 32))
+    return np.packbits(padded, bitorder="little").view(np.uint32).copy()

@@ -99,8 +99,10 @@ def tokens_of(made: Recipe, m: int) -> int:
     return 128
 
 
-def plan(made: Recipe, m: int, row_blocks: int, stages: int, *, blocks: int) -> Plan:
-    """The plan for m tokens; `blocks` is how many the GPU runs at once.
+def plan(
+    made: Recipe, m: int, row_blocks: int, stages: int, *, blocks: int, tokens: int | None = None
+) -> Plan:
+    """The plan for m tokens; `blocks` is how many the GPU runs at once, `tokens` those of a tile.
 
     Raises UnspoolError for a matrix too large for a kernel's 32-bit arithmetic.
     """
@@ -112,6 +114,6 @@ def plan(made: Recipe, m: int, row_blocks: int, stages: int, *, blocks: int) -> 
         m=m,
         row_blocks=row_blocks,
         stages=stages,
-        tokens=tokens_of(made, m),
+        tokens=tokens or tokens_of(made, m),
         blocks=min(blocks, units),
     )

@@ -27,22 +27,24 @@ from unspool.matmul.cuda import layouts
 
 _HOST = resources.files("unspool") / "matmul" / "cuda" / "host"
 _PARTS = (
-    "switch", "engine", "memory", "global", "numbers", "copies", "fragments", "products", "wgmma",
-    "tensor_memory", "run",
+    "kernel", "switch", "engine", "memory", "global", "numbers", "copies", "fragments", "products",
+    "wgmma", "tensor_memory", "run",
 )  # fmt: skip
-_FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-w")
+_FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w")
 _MESSAGE_BYTES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """A compiled kernel source."""
+    """A compiled kernel source, and the twins that it calls."""
 
+    twins: Path
     path: Path
 
     @functools.cached_property
     def library(self) -> ctypes.CDLL:
-        """The loaded library."""
+        """The loaded kernel; its calls find the twins that were loaded before."""
+        ctypes.CDLL(str(self.twins), mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(self.path))
 
 
@@ -55,19 +57,9 @@ def build(source: str) -> Simulation:
     """Compiles a kernel's source; the same source is compiled once per user."""
     folder = Path(tempfile.gettempdir()) / f"unspool-simulations-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    twins = _host()
-    header = folder / f"{_digest(twins)}.hpp"
-    if not header.with_suffix(".hpp.gch").exists():  # parsed once: three quarters of a compilation
-        _write(header, twins)
-        _compile(header, header.with_suffix(".hpp.gch"), "-x", "c++-header")
-    text = f'#include "{header.name}"\n{source.removeprefix(instructions())}'
-    path = folder / f"{_digest(text)}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            unit = Path(scratch) / "kernel.cpp"
-            unit.write_text(text, encoding="utf-8")
-            _compile(unit, path, "-shared", f"-I{folder}")
-    return Simulation(path=path)
+    seen = (_HOST / "kernel.hpp").read_text(encoding="utf-8")
+    kernel = "\n".join((instructions(), seen, source.removeprefix(instructions())))
+    return Simulation(twins=_library(_twins(), folder), path=_library(kernel, folder))
 
 
 def run(
@@ -93,7 +85,7 @@ def run(
     message = ctypes.create_string_buffer(_MESSAGE_BYTES)
     kernel = ctypes.cast(getattr(library, name), ctypes.c_void_p)
     shape = (*grid, threads, shared_bytes)
-    failed = library.unspool_simulate(
+    failed = ctypes.CDLL(str(simulation.twins)).unspool_simulate(
         kernel, ctypes.byref(arguments), *map(ctypes.c_int, shape), ctypes.c_uint(seed),
         pointers, sizes, names, ctypes.c_int(count), message, ctypes.c_int(_MESSAGE_BYTES),
     )  # fmt: skip
@@ -106,7 +98,7 @@ def address(array: np.ndarray | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if array is None else array.ctypes.data)
 
 
-def _host() -> str:
+def _twins() -> str:
     """The host's twins of all wrappers, in the order in which they build on each other."""
     parts = ((_HOST / f"{part}.hpp").read_text(encoding="utf-8") for part in _PARTS)
     lines = [line for part in parts for line in part.splitlines() if '#include "' not in line]
@@ -114,28 +106,23 @@ def _host() -> str:
     return "\n".join((instructions(), layouts.cpp(), *twins))
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, also where two processes write the same."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as scratch:
-        scratch.write(text)
-    os.replace(scratch.name, path)
-
-
-def _compile(source: Path, to: Path, *flags: str) -> None:
+def _library(text: str, folder: Path) -> Path:
+    """The text compiled, whole or not at all, also where two processes do it."""
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
+    if path.exists():
+        return path
     compiler = _compiler()
     if compiler is None:
         raise UnspoolError(why_not())
-    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
-        made = Path(folder) / to.name
-        command = [compiler, *_FLAGS, *flags, str(source), "-o", str(made)]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        unit, made = Path(scratch) / "unit.cpp", Path(scratch) / path.name
+        unit.write_text(text, encoding="utf-8")
+        command = [compiler, *_FLAGS, str(unit), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnspoolError("the kernel is no C++", found=done.stderr[:2000])
-        os.replace(made, to)
+        os.replace(made, path)
+    return path
 
 
 def _compiler() -> str | None:

@@ -97,25 +97,20 @@ inline void arrive(BarrierState& barrier, const Clock& seen) {
 
 namespace unspool {
 
-struct alignas(8) Barrier {
-    unsigned long long state;
-};
-
-inline void copy_async(void* shared, const void* global) {
+void copy_async(void* shared, const void* global) {
     host::read_global(global, 16, 16, false);
     const std::size_t offset = host::shared().offset(shared, 16, 16);
     host::mark_pending(offset, 16, host::me());
     host::copies().groups[thread_index()].open.push_back({offset, global, 16});
 }
 
-inline void copy_commit() {
+void copy_commit() {
     host::Groups& mine = host::copies().groups[thread_index()];
     mine.closed.push_back(std::move(mine.open));
     mine.open.clear();
 }
 
-template <int pending>
-void copy_wait() {
+void host::wait_for_copies(int pending) {
     host::Groups& mine = host::copies().groups[thread_index()];
     while (int(mine.closed.size()) > pending) {
         for (const host::Copy& copy : mine.closed.front())
@@ -124,7 +119,7 @@ void copy_wait() {
     }
 }
 
-inline void barrier_init(Barrier* barrier, int arrivals) {
+void barrier_init(Barrier* barrier, int arrivals) {
     const std::size_t offset = host::shared().offset(barrier, 8, 8);
     host::BarrierState& it = host::copies().barriers[offset];
     it = host::BarrierState{};
@@ -132,39 +127,39 @@ inline void barrier_init(Barrier* barrier, int arrivals) {
     it.agent = host::engine()->new_agent();
     store_shared<Pair>(barrier, Pair{0, 0});
 }
-inline void barrier_init_fence() {
+void barrier_init_fence() {
     for (auto& [offset, barrier] : host::copies().barriers)
         if (barrier.initialised_by == thread_index()) barrier.fenced = true;
 }
 
 // Whoever uses a barrier has to have seen its initialisation.
-inline host::BarrierState& used(Barrier* barrier) {
+static host::BarrierState& used(Barrier* barrier) {
     load_shared<Pair>(barrier);
     return host::barrier_at(barrier);
 }
 
 // The same for what the hardware arrives at on its own.
-inline host::BarrierState& used_by_hardware(Barrier* barrier) {
+static host::BarrierState& used_by_hardware(Barrier* barrier) {
     host::BarrierState& it = used(barrier);
     if (!it.fenced)
         host::engine()->fail("the hardware arrives at a barrier without barrier_init_fence");
     return it;
 }
 
-inline void barrier_arrive(Barrier* barrier) {
+void barrier_arrive(Barrier* barrier) {
     host::tensor_leaves();
     host::arrive(used(barrier), host::engine()->clock());
     host::engine()->tick();
 }
 
-inline void barrier_expect(Barrier* barrier, int bytes) {
+void barrier_expect(Barrier* barrier, int bytes) {
     host::BarrierState& it = used(barrier);
     it.transactions += bytes;
     host::arrive(it, host::engine()->clock());
     host::engine()->tick();
 }
 
-inline void barrier_wait(Barrier* barrier, int parity) {
+void barrier_wait(Barrier* barrier, int parity) {
     host::Engine& all = *host::engine();
     const int offset = int(shared_address(barrier));
     // the phase of that parity is over when the current one has the other
@@ -176,7 +171,7 @@ inline void barrier_wait(Barrier* barrier, int parity) {
     host::tensor_enters();
 }
 
-inline void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier) {
+void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier) {
     host::Engine& all = *host::engine();
     if (bytes <= 0 || bytes % 16) all.fail("a bulk copy of " + std::to_string(bytes) + " bytes");
     host::read_global(global, bytes, 16, false);
@@ -199,7 +194,7 @@ inline void copy_bulk(void* shared, const void* global, int bytes, Barrier* barr
         host::settle(*it);
     });
 }
-inline void copy_bulk_once(void* shared, const void* global, int bytes, Barrier* barrier) {
+void copy_bulk_once(void* shared, const void* global, int bytes, Barrier* barrier) {
     copy_bulk(shared, global, bytes, barrier);
 }
 

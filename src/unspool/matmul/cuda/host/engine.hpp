@@ -3,6 +3,9 @@
 // else can run: as late as it may happen.
 #pragma once
 
+#include "kernel.hpp"
+#include "switch.hpp"
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

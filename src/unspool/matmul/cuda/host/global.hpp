@@ -98,36 +98,21 @@ inline void write_global(const void* at, std::size_t size, std::size_t alignment
 
 namespace unspool {
 
-template <class T>
-T load_global(const void* at) {
-    host::read_global(at, sizeof(T), alignof(T), false);
-    T value;
-    std::memcpy(&value, at, sizeof(T));
-    return value;
+void host::check_global_read(const void* at, int bytes, int alignment, bool fresh) {
+    read_global(at, bytes, alignment, fresh);
+}
+void host::check_global_write(const void* at, int bytes, int alignment) {
+    write_global(at, bytes, alignment, false);
 }
 
-template <class T>
-T load_global_fresh(const void* at) {
-    host::read_global(at, sizeof(T), alignof(T), true);
-    T value;
-    std::memcpy(&value, at, sizeof(T));
-    return value;
-}
-
-template <class T>
-void store_global(void* at, T value) {
-    host::write_global(at, sizeof(T), alignof(T), false);
-    std::memcpy(at, &value, sizeof(T));
-}
-
-inline void fence_global() {
+void fence_global() {
     host::Fiber& mine = *host::engine()->current;
     host::join(mine.fenced, mine.clock);
     host::join(mine.acquired, mine.gained);
     host::engine()->tick();
 }
 
-inline int atomic_add(int* at, int amount) {
+int atomic_add(int* at, int amount) {
     host::write_global(at, sizeof(int), alignof(int), true);
     host::Fiber& mine = *host::engine()->current;
     host::Published& counter = host::global().counters[reinterpret_cast<std::uintptr_t>(at)];

@@ -129,41 +129,24 @@ inline void read_shared(std::size_t offset, std::size_t size, const Actor& actor
 
 namespace unspool {
 
-struct alignas(8) Pair {
-    word x, y;
-};
-struct alignas(16) Quad {
-    word x, y, z, w;
-};
-
-inline int thread_index() { return host::engine()->current->index; }
-inline int lane_index() { return thread_index() % host::warp_lanes; }
-inline int block_index() { return host::engine()->block; }
-inline int block_index_y() { return host::engine()->block_y; }
-inline int block_count() { return host::engine()->blocks; }
-inline char* shared_memory() { return host::shared().base; }
-inline word shared_address(const void* at) {
+int thread_index() { return host::engine()->current->index; }
+int lane_index() { return thread_index() % host::warp_lanes; }
+int block_index() { return host::engine()->block; }
+int block_index_y() { return host::engine()->block_y; }
+int block_count() { return host::engine()->blocks; }
+char* shared_memory() { return host::shared().base; }
+word shared_address(const void* at) {
     return word(static_cast<const char*>(at) - host::shared().base);
 }
 
-template <class T>
-T load_shared(const void* at) {
-    host::read_shared(host::shared().offset(at, sizeof(T), alignof(T)), sizeof(T), host::me());
-    T value;
-    std::memcpy(&value, at, sizeof(T));
-    return value;
+void host::check_shared_read(const void* at, int bytes, int alignment) {
+    read_shared(shared().offset(at, bytes, alignment), bytes, me());
 }
-
-template <class T>
-void store_shared(void* at, T value) {
-    const std::size_t offset = host::shared().offset(at, sizeof(T), alignof(T));
-    host::each_word(offset, sizeof(T), [&](std::size_t word) {
-        host::shared().shadow.write(word, host::me());
-    });
-    std::memcpy(at, &value, sizeof(T));
+void host::check_shared_write(const void* at, int bytes, int alignment) {
+    const std::size_t offset = shared().offset(at, bytes, alignment);
+    each_word(offset, bytes, [&](std::size_t word) { shared().shadow.write(word, me()); });
 }
-
-inline void sync_block() {
+void sync_block() {
     host::Engine& all = *host::engine();
     host::tensor_leaves();
     all.meet(host::whole_block, "sync_block", all.threads, nullptr,
@@ -171,7 +154,7 @@ inline void sync_block() {
     host::tensor_enters();
 }
 
-inline void sync_named(int id, int threads) {
+void sync_named(int id, int threads) {
     host::Engine& all = *host::engine();
     if (id < 1 || id > 15) all.fail("there is no named barrier " + std::to_string(id));
     if (threads <= 0 || threads % host::warp_lanes)
@@ -180,13 +163,13 @@ inline void sync_named(int id, int threads) {
              [&](host::Meeting& meeting) { all.agree(meeting); });
 }
 
-inline void sync_warp() {
+void sync_warp() {
     host::Engine& all = *host::engine();
     all.meet(all.warp_place(), "sync_warp", host::warp_lanes, nullptr,
              [&](host::Meeting& meeting) { all.agree(meeting); });
 }
 
-inline word shuffle_xor(word value, int mask) {
+word shuffle_xor(word value, int mask) {
     struct Exchange {
         word value;
         int mask;
@@ -204,7 +187,7 @@ inline word shuffle_xor(word value, int mask) {
     return mine.result;
 }
 
-inline float shuffle_xor(float value, int mask) {
+float shuffle_xor(float value, int mask) {
     word bits;
     std::memcpy(&bits, &value, 4);
     bits = shuffle_xor(bits, mask);
@@ -212,17 +195,10 @@ inline float shuffle_xor(float value, int mask) {
     return value;
 }
 
-inline bool elect_one() {
+bool elect_one() {
     host::Engine& all = *host::engine();
     all.meet(all.warp_place(), "elect_one", host::warp_lanes, nullptr, [](host::Meeting&) {});
     return lane_index() == 0;
 }
 
 }  // namespace unspool
-
-#define UNSPOOL_KERNEL(name, type, argument)                       \
-    static void name##_body(const type argument);                  \
-    extern "C" void name(const void* given) {                      \
-        name##_body(*static_cast<const type*>(given));             \
-    }                                                              \
-    static void name##_body(const type argument)

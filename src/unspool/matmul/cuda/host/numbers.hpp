@@ -43,12 +43,12 @@ inline word nearest_e4m3(float value) {
 
 namespace unspool {
 
-inline word f16_of(float value) { return half_bits(value); }
-inline float value_of_f16(word bits) { return float(half_value(bits)); }
-inline word e4m3_of(float value) { return host::nearest_e4m3(value); }
-inline float value_of_e4m3(word bits) { return float(host::e4m3_values()[bits & 0xFF]); }
+word f16_of(float value) { return half_bits(value); }
+float value_of_f16(word bits) { return float(half_value(bits)); }
+word e4m3_of(float value) { return host::nearest_e4m3(value); }
+float value_of_e4m3(word bits) { return float(host::e4m3_values()[bits & 0xFF]); }
 
-inline word bf16_of(float value) {
+word bf16_of(float value) {
     word bits;
     std::memcpy(&bits, &value, 4);
     if (std::isnan(value)) return 0x7FFF;

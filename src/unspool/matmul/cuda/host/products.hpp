@@ -6,12 +6,6 @@
 #include "fragments.hpp"
 #include "numbers.hpp"
 
-namespace unspool {
-
-enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2 };
-
-}  // namespace unspool
-
 namespace unspool::host {
 
 constexpr int slice_words = 8;
@@ -78,7 +72,7 @@ struct MatrixLoad {
     word* r;
 };
 
-inline void load_matrices(const void* row, word* r, int count) {
+inline void load_rows(const void* row, word* r, int count) {
     MatrixLoad mine{row, r};
     if (count == 2 && lane_index() >= 16) mine.row = nullptr;  // not looked at
     Engine& all = *engine();
@@ -100,11 +94,10 @@ inline void load_matrices(const void* row, word* r, int count) {
 
 namespace unspool {
 
-inline void load_matrices(word (&r)[4], const void* row) { host::load_matrices(row, r, 4); }
-inline void load_matrices(word (&r)[2], const void* row) { host::load_matrices(row, r, 2); }
+void load_matrices(word (&r)[4], const void* row) { host::load_rows(row, r, 4); }
+void load_matrices(word (&r)[2], const void* row) { host::load_rows(row, r, 2); }
 
-template <Kind kind>
-void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
+void host::warp_mma(Kind kind, float* d, const word* a, word b0, word b1) {
     host::WarpProduct mine{kind, d, a, {b0, b1}};
     host::Engine& all = *host::engine();
     all.meet(all.warp_place(), "mma", host::warp_lanes, &mine, host::warp_product);

@@ -4,12 +4,6 @@
 
 #include "wgmma.hpp"
 
-namespace unspool {
-
-UNSPOOL_DEVICE constexpr word product_of(Kind kind, int n);  // hardware/tensor_memory.cuh
-
-}  // namespace unspool
-
 namespace unspool::host {
 
 constexpr int memory_lanes = 128, memory_columns_total = 512;
@@ -51,11 +45,11 @@ inline TensorState& tensor() {
 }
 
 // A barrier orders tensor memory only between the two fences.
-inline void tensor_leaves() {
+void tensor_leaves() {
     if (tensor().unfenced[engine()->current->index])
         engine()->fail("a barrier after tensor memory was used, without tmem_fence_before");
 }
-inline void tensor_enters() { tensor().entered[engine()->current->index] = 1; }
+void tensor_enters() { tensor().entered[engine()->current->index] = 1; }
 
 inline void tensor_used() {
     const int thread = engine()->current->index;
@@ -147,7 +141,7 @@ inline std::deque<Deed>& tensor_queue() {
 
 namespace unspool {
 
-inline void tmem_allocate(word* slot, int columns) {
+void tmem_allocate(word* slot, int columns) {
     host::meet_warp("tmem_allocate", nullptr, [&](host::Meeting&) {
         host::TensorState& it = host::tensor();
         if (columns < 32 || columns > 512 || columns & (columns - 1))
@@ -159,7 +153,7 @@ inline void tmem_allocate(word* slot, int columns) {
     host::tensor().unfenced[thread_index()] = 1;
 }
 
-inline void tmem_release(word address, int columns) {
+void tmem_release(word address, int columns) {
     host::tensor_used();
     host::meet_warp("tmem_release", nullptr, [&](host::Meeting&) {
         host::TensorState& it = host::tensor();
@@ -169,7 +163,7 @@ inline void tmem_release(word address, int columns) {
     });
 }
 
-inline void tmem_store(word address, const word (&r)[4]) {
+void tmem_store(word address, const word (&r)[4]) {
     host::tensor_used();
     const int lane = host::first_lane(address), column = int(address & 0xFFFF);
     const word* mine = r;
@@ -186,7 +180,7 @@ inline void tmem_store(word address, const word (&r)[4]) {
     });
 }
 
-inline void tmem_store_wait() {
+void tmem_store_wait() {
     host::meet_warp("tmem_store_wait", nullptr, [](host::Meeting& meeting) {
         const host::Actor actor = host::leader_of(meeting);
         for (const auto& [thread, _] : meeting.arrived) {
@@ -200,7 +194,7 @@ inline void tmem_store_wait() {
     });
 }
 
-inline void tmem_load_fragment(word address, float (&r)[4]) {
+void tmem_load_fragment(word address, float (&r)[4]) {
     host::tensor_used();
     const int lane = host::first_lane(address), column = int(address & 0xFFFF);
     for (float& value : r) value = NAN;
@@ -220,29 +214,29 @@ inline void tmem_load_fragment(word address, float (&r)[4]) {
     });
 }
 
-inline void tmem_load_wait() {
+void tmem_load_wait() {
     for (const auto& load : host::tensor().loads[thread_index()])
         for (int i = 0; i < 4; ++i) load.to[i] = load.values[i];
     host::tensor().loads[thread_index()].clear();
 }
 
-inline void tmem_fence_before() { host::tensor().unfenced[thread_index()] = 0; }
-inline void tmem_fence_after() { host::tensor().entered[thread_index()] = 0; }
+void tmem_fence_before() { host::tensor().unfenced[thread_index()] = 0; }
+void tmem_fence_after() { host::tensor().entered[thread_index()] = 0; }
 
-template <Kind kind>
-void tmem_mma(word d, word a, unsigned long long b, int n, bool accumulate) {
+void host::tensor_mma(
+    Kind kind, word what, word d, word a, unsigned long long b, int n, bool accumulate) {
     host::Engine& all = *host::engine();
     if (host::tensor().entered[thread_index()])
         all.fail("tcgen05.mma after a barrier, without tmem_fence_after");
     if (n % 16 || n < 16 || n > 256) all.fail("tcgen05.mma of " + std::to_string(n) + " columns");
-    host::check_product(product_of(kind, n), host::a_formats[int(kind)], n);
+    host::check_product(what, host::a_formats[int(kind)], n);
     auto& queue = host::tensor_queue();
     queue.push_back([it = host::TensorProduct{kind, d, a, b, n, accumulate}, seen = all.clock()] {
         host::tensor_product(it, seen);
     });
 }
 
-inline void tmem_commit(Barrier* barrier) {
+void tmem_commit(Barrier* barrier) {
     host::BarrierState* it = &used_by_hardware(barrier);
     host::tensor_queue().push_back([it, seen = host::engine()->clock()] {
         host::Clock done = seen;

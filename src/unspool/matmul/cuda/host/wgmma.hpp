@@ -101,28 +101,26 @@ inline void group_product(const Meeting& meeting, std::size_t which) {
 
 namespace unspool {
 
-inline void wgmma_fence() { host::group_queues()[thread_index()].fenced = true; }
+void wgmma_fence() { host::group_queues()[thread_index()].fenced = true; }
 
-template <Kind kind, int n>
-void wgmma(float (&d)[n / 2], const word (&a)[4], unsigned long long b) {
+void host::group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b) {
     host::GroupQueue& mine = host::group_queues()[thread_index()];
     if (!mine.fenced) host::engine()->fail("wgmma without wgmma_fence since the last commit");
     mine.hold(d, n / 2);
     mine.open.push_back({kind, n, d, a, b});
 }
 
-inline void wgmma_commit() {
+void wgmma_commit() {
     host::GroupQueue& mine = host::group_queues()[thread_index()];
     mine.closed.push_back(std::move(mine.open));
     mine.open.clear();
     mine.fenced = false;
 }
 
-template <int pending>
-void wgmma_wait() {
+void host::wait_for_groups(int pending) {
     host::Engine& all = *host::engine();
     all.meet(all.group_place(), "wgmma_wait", host::group_threads, nullptr,
-             [](host::Meeting& meeting) {
+             [&](host::Meeting& meeting) {
                  auto& first = host::group_queues()[meeting.arrived[0].first].closed;
                  while (int(first.size()) > pending) {
                      for (std::size_t i = 0; i < first.front().size(); ++i)
