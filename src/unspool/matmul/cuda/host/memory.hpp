@@ -129,6 +129,10 @@ inline void read_shared(std::size_t offset, std::size_t size, const Actor& actor
 
 namespace unspool {
 
+word entry_at(const word* table, word offset) {
+    return load_shared<word>(reinterpret_cast<const char*>(table) + offset);
+}
+
 int thread_index() { return host::engine()->current->index; }
 int lane_index() { return thread_index() % host::warp_lanes; }
 int block_index() { return host::engine()->block; }
