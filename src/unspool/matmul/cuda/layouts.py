@@ -161,7 +161,8 @@ FLOAT32_FORMAT = 1
 FORMATS: Mapping[str, int] = {
     "f16": 0, "e4m3": 0, "e5m2": 1, "f8f6f4_e2m1": 5, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4
 }  # fmt: skip
-"""Kind of product, in the order of the wrappers' Kind -> a_format. b_format is 0: binary16 for f16, E4M3 for all others."""
+"""Kind of product, in the order of the wrappers' Kind -> a_format. b_format is 0: binary16 for f16,
+E4M3 for all others."""
 
 
 def operand_offset(column: int, word: int, leading: int, stride: int) -> int:

@@ -125,7 +125,7 @@ def _library(text: str, folder: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnspoolError("the kernel is no C++", found=done.stderr[:2000])
-        os.replace(made, path)
+        made.replace(path)
     return path
 
 
