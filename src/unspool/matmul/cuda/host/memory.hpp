@@ -69,7 +69,8 @@ struct Shadowed {
                            std::to_string(it.writer) + " wrote it");
         for (const auto& [reader, when] : it.readers)
             if (!has_seen(actor, reader, when))
-                engine()->fail(at(word) + " is overwritten without a barrier since thread or agent " +
+                engine()->fail(at(word) +
+                               " is overwritten without a barrier since thread or agent " +
                                std::to_string(reader) + " read it");
     }
 
