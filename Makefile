@@ -3,13 +3,14 @@
 #   make test    the tests                          make lint    style, types, layers
 #   make test-slow  those of more than ten seconds
 #   make bench   the measurements under bench/      make native  the C++ library alone, in build/dev
+#   make gpu     everything on the NVIDIA GPU that is here; installs nothing (docs/gpu.md)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := CMakeLists.txt $(shell find src -name '*.cpp' -o -name '*.hpp')
 
-.PHONY: setup demo test test-slow lint bench native clean
+.PHONY: setup demo test test-slow lint bench gpu native clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -37,6 +38,12 @@ bench: setup
 	$(BIN)/python bench/matmul.py $(if $(GGML),--ggml $(GGML))
 	$(BIN)/python bench/quality.py
 	$(BIN)/python bench/model.py $(if $(LLAMA_PYTHON),--llama-python $(LLAMA_PYTHON))
+
+# No setup and no network: the sources, $(PYTHON) with numpy and torch, the driver. Ends by itself in
+# eight minutes; `timeout` is for what hangs in the driver. make gpu GPU="--only probe"
+gpu:
+	@PYTHONPATH=src:bench PYTHONDONTWRITEBYTECODE=1 timeout --kill-after=5 475 \
+	  $(PYTHON) -m gpu $(GPU)
 
 # Then: UNSPOOL_NATIVE=build/dev/_native.abi3.so
 native: $(VENV)/.tools

@@ -47,7 +47,7 @@ def test_what_cannot_be_counted_is_explained(arguments, reason, capsys):
 
 
 def test_without_the_tools_one_line_says_how_to_get_them(monkeypatch, capsys):
-    monkeypatch.setattr(toolchain, "_library", lambda: None)
+    monkeypatch.setattr(toolchain, "_nvrtc", lambda: None)
     assert status(["count", "mxfp4"]) == BAD_INPUT
     error = capsys.readouterr().err
     assert "NVRTC not found" in error

@@ -13,24 +13,17 @@ import numpy as np
 import pytest
 
 from unspool.decode.emit_cuda import emit, header
-from unspool.decode.interpret import operand_bits
 from unspool.decode.lower import cost, lower, lowerings, slots
 from unspool.decode.lower_scaled import LEVELS, scaled
-from unspool.decode.lowering import Lowering, emitted, reorder, run
+from unspool.decode.lowering import Lowering, reorder, run
 from unspool.decode.machine import BYTES, MACHINES, Machine, Slot
 from unspool.errors import DeclarationError
+from unspool.pack.proof import expected, given, parameters, rings, values, wrong
 from unspool.pack.words import unpack
 from unspool.spec.catalog import FORMATS
 from unspool.spec.code import Code, Plane
 from unspool.spec.operand import BF16, E2M1, E2M3, E3M2, E4M3, E5M2, FP16, INT8
 from unspool.spec.program import STATE, Instruction, Parameter, Program, Table
-
-RANDOM_RINGS = 128
-"""Beside the rings that hold every state: every step of a ring sees this many states at least."""
-
-MOST_BITS = 16
-"""All states up to here; of more, as many, evenly spread (all 2**20 of the three codes that have
-them once, below)."""
 
 
 def own(name: str, planes: str, operand, program: Program, tile=(8, 8)) -> Code:
@@ -137,62 +130,6 @@ DISTINCT = {code: name for name, code in reversed(CODES.items())}
 """Formats that differ in their scales alone share a code."""
 
 
-def covering(code: Code, states: np.ndarray) -> np.ndarray:
-    """Rings of words in which the given states occur, at steps whose windows do not overlap."""
-    apart = max(-(-plane.window // plane.stride) for plane in code.planes)
-    steps = np.arange(0, code.steps - apart + 1, apart)
-    rings = -(-len(states) // len(steps))
-    padded = np.resize(states, rings * len(steps)).reshape(rings, len(steps))
-    bits = np.random.default_rng(1).integers(0, 2, (rings, 32 * code.words), np.uint8)
-    low = first = 0
-    for plane, size in zip(code.planes, code.plane_bits, strict=True):
-        for column, step in enumerate(steps):
-            for place in range(plane.window):
-                at = first + (step * plane.stride + place) % size
-                bits[:, at] = padded[:, column] >> (low + place) & 1
-        low, first = low + plane.window, first + size
-    return np.packbits(bits, axis=-1, bitorder="little").view("<u4")
-
-
-def rings(code: Code, most: int = MOST_BITS) -> np.ndarray:
-    every = np.arange(1 << min(code.state_bits, most), dtype=np.uint64)
-    if code.state_bits > most:
-        every = every * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - code.state_bits)
-    random = np.random.default_rng(0).integers(
-        0, 1 << 32, (RANDOM_RINGS, code.words), dtype=np.uint32
-    )
-    return np.concatenate([covering(code, every), random])
-
-
-def parameters(code: Code) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A parameter per step for the interpreter, and its rows of finite operands."""
-    if not code.program.parameters:
-        return {}, np.zeros((0, 4), np.uint32)
-    (parameter,) = code.program.parameters
-    count = code.tile[0] if parameter.scope == "row" else 1
-    finite = np.flatnonzero(np.isfinite(parameter.operand.values()))
-    rows = np.random.default_rng(2).choice(finite, (count, parameter.length)).astype(np.uint32)
-    return {parameter.name: np.repeat(rows, code.steps // count, axis=0)[None]}, rows
-
-
-def given(lowering: Lowering, rows: np.ndarray) -> np.ndarray:
-    """What a kernel hands over of a parameter: four to a register, or entries of shared memory."""
-    return rows.astype(np.uint8).ravel().view(np.uint32) if lowering.levels else rows.ravel()
-
-
-def expected(code: Code, words: np.ndarray, tables: dict[str, np.ndarray]) -> np.ndarray:
-    bits = operand_bits(code, unpack(words, code), tables)
-    return code.operand.values()[bits.reshape(len(words), -1)]
-
-
-def values(lowering: Lowering, registers: np.ndarray) -> np.ndarray:
-    slot = lowering.slot
-    fields = emitted(lowering, registers)
-    rest = fields & ~np.uint32(((1 << slot.operand.bits) - 1) << slot.low)
-    assert not rest.any(), "bits of a container beside the operand are zero"
-    return np.ldexp(slot.operand.values()[fields >> np.uint32(slot.low)], -lowering.exponent)
-
-
 def assert_equal(found: np.ndarray, want: np.ndarray) -> None:
     finite = np.isfinite(want)
     assert (found[finite] == want[finite]).all()
@@ -290,6 +227,19 @@ def test_what_cannot_be_exact_is_refused_with_the_reason(name, slot, target, rea
 def test_a_container_that_no_register_has_is_refused(operand, container):
     with pytest.raises(DeclarationError, match="no registers hold"):
         Slot(operand, container)
+
+
+def test_a_single_wrong_bit_is_counted():
+    code = FORMATS["mxfp4"].code
+    lowering, words = lower(code, Slot(E4M3), MACHINES["sm90"]), rings(code)
+    registers, want = run(lowering, reorder(lowering, words)), expected(code, words, {})
+    assert wrong(lowering, registers, want) == 0
+    registers[3, 1] ^= np.uint32(0x0800)  # an exponent
+    assert wrong(lowering, registers, want) == 1
+    lowering = lower(code, Slot(E2M1, BYTES), MACHINES["sm120"])
+    registers = run(lowering, reorder(lowering, words))
+    registers[0, 0] |= np.uint32(1)  # beside the operand
+    assert wrong(lowering, registers, want) == 1
 
 
 def test_codes_with_memory_keep_the_stored_order():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, UInt16, UInt32
 
 from unspool.errors import DeclarationError
 from unspool.spec.code import Code
 from unspool.spec.program import STATE, Instruction, Program
 
-Word = UInt32[np.ndarray, "..."]
+if TYPE_CHECKING:
+    from jaxtyping import Float32, UInt16, UInt32
+
+    Word = UInt32[np.ndarray, "..."]
+
 
 TABULATED_BITS = 24
 """Codes of more state bits are not tabulated: 2**24 states of 4 lanes are 128 MiB already."""

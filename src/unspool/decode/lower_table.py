@@ -13,9 +13,9 @@ instruction, not the conflicts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt32
 
 from unspool.decode.fields import Fields
 from unspool.decode.lower_steps import plane_words, window
@@ -23,6 +23,9 @@ from unspool.decode.lowering import Tape
 from unspool.decode.machine import Slot
 from unspool.decode.values import bits_of, exponent_for, state_operands
 from unspool.spec.code import WORD_BITS, Code
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt32
 
 MOST_BITS = 12
 """16 KiB of shared memory: a block's activations and three stages of codes need the rest."""

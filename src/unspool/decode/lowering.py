@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt32
 
 from unspool.decode.interpret import execute, permute_bytes
 from unspool.decode.machine import Slot
@@ -22,7 +22,11 @@ from unspool.errors import DeclarationError
 from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, Operand
 from unspool.spec.program import ARITY, Instruction
 
-Word = UInt32[np.ndarray, "..."]
+if TYPE_CHECKING:
+    from jaxtyping import UInt32
+
+    Word = UInt32[np.ndarray, "..."]
+
 
 #: (a & b) | c
 AND_OR = 0xEA

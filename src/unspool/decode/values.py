@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64, UInt32
 
 from unspool.decode.interpret import TABULATED_BITS, tabulate
 from unspool.spec.code import Code
 from unspool.spec.operand import Operand
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, UInt32
 
 FURTHEST = 24
 """Powers of two that are tried in both directions: E4M3 spans 18, FP16 40 with subnormals."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32
 
 from unspool.decode.interpret import state_values
 from unspool.encode import levels, scales
@@ -21,6 +21,9 @@ from unspool.pack.words import pack
 from unspool.spec.code import Code
 from unspool.spec.format import Format
 from unspool.spec.program import Parameter
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
 
 STRIP = 1 << 21
 """Weights encoded at a time: the arrays beside them take some 50 bytes per weight."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from jaxtyping import Bool, Float32
 
 from unspool.encode.nearest import nearest
 from unspool.pack.matrix import bits_dtype
 from unspool.spec.operand import Operand
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32
 
 ROUNDS = 20
 """Lloyd rounds; on 512 Gaussian weights the error is within 0.5 % of its limit after 12."""

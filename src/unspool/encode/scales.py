@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32
 
 from unspool.encode.nearest import nearest
 from unspool.pack.matrix import bits_dtype
 from unspool.spec.operand import E4M3, Operand
 from unspool.spec.scale import Scale
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,17 @@ float32(stored * (tensor scale * unit)).
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Int8, Int64
 
 from unspool.matmul.choose import BLOCK
 from unspool.matmul.reference import decode_operands
 from unspool.matmul.tables import integer_levels, operand_values
 from unspool.pack.matrix import CodedMatrix
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int8, Int64
 
 TINIEST = np.float32(2.0**-120)
 """Blocks below count as zero: 127 / top would overflow."""

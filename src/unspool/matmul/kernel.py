@@ -12,9 +12,9 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, UInt16, UInt32
 
 from unspool import native
 from unspool.decode.target import target as best_target
@@ -25,6 +25,9 @@ from unspool.matmul.choose import PATHS, choose
 from unspool.matmul.integer import integer_product
 from unspool.matmul.native_matrix import Result, Turn, function, native_matrix
 from unspool.pack.matrix import CodedMatrix
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, UInt16, UInt32
 
 SHARED_SIGNS = 64
 """Sizes and seeds whose signs are kept, nine bytes per column."""

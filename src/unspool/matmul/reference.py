@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from jaxtyping import Float32, UInt16
 
 from unspool.decode.interpret import operand_bits
 from unspool.encode.rotate import unrotate
 from unspool.pack.matrix import CodedMatrix
 from unspool.pack.tiles import from_rings
 from unspool.pack.words import unpack
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, UInt16
 
 
 def decode_operands(matrix: CodedMatrix) -> UInt16[np.ndarray, "rows columns"]:

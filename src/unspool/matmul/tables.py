@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Shaped
 
 from unspool.decode.interpret import TABULATED_BITS, all_states, interpret, tabulate
 from unspool.pack.matrix import bits_dtype
 from unspool.spec.code import Code
 from unspool.spec.operand import Operand
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Shaped
 
 SHARED = 32
 """Codes whose tables are kept; a model uses a few."""

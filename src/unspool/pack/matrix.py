@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt32
 
 from unspool.decode.interpret import state_values
 from unspool.errors import CheckpointError
@@ -15,6 +15,9 @@ from unspool.pack.words import unpack
 from unspool.spec.code import Code
 from unspool.spec.format import Format
 from unspool.spec.operand import Operand
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt32
 
 CODES, SCALE, TENSOR_SCALE, TABLE = "codes", "scale", "tensor_scale", "table"
 

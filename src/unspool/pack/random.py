@@ -1,11 +1,18 @@
-"""Coded matrices of random bits: every pattern is legal, so no encoder is needed to try a kernel."""
+"""Coded matrices of random bits: all patterns are legal, so trying a kernel needs no encoder."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from unspool.pack.matrix import CODES, SCALE, TABLE, TENSOR_SCALE, CodedMatrix, array_specs
-from unspool.pack.matrix import coded_matrix
+from unspool.pack.matrix import (
+    CODES,
+    SCALE,
+    TABLE,
+    TENSOR_SCALE,
+    CodedMatrix,
+    array_specs,
+    coded_matrix,
+)
 from unspool.spec.format import Format
 
 _FINITE_BYTES = np.uint32(0xBFBFBFBF)

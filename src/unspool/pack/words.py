@@ -6,11 +6,15 @@ the order of the steps, are all that is stored.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from jaxtyping import UInt8, UInt32
 
 from unspool.errors import WeightError
 from unspool.spec.code import WORD_BITS, Code, Plane
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8, UInt32
 
 _BYTES = (Plane(window=8, stride=8),)
 """Planes whose states are the stored bytes as they are."""

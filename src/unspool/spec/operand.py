@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64
 
 from unspool.errors import DeclarationError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 
 class Specials(StrEnum):

@@ -10,14 +10,17 @@ A row with an infinity or NaN has a scale of NaN: its results are NaN, and no ot
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32
 
 from unspool.encode.nearest import nearest
 from unspool.encode.rotate import hadamard, signs
 from unspool.matmul.cuda.recipe import Recipe
 from unspool.spec.operand import E4M3, FP16
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
 
 LARGEST = np.float32(448)
 _TERM = np.float32(16)

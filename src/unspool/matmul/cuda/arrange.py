@@ -12,9 +12,9 @@ two per row: exact for E4M3 and FP16 scales, and for E8M0 down to 2**-39 of a ro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, UInt8, UInt32
 
 from unspool.decode.lowering import reorder
 from unspool.encode.rotate import signs
@@ -22,6 +22,9 @@ from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, Geometry
 from unspool.matmul.cuda.recipe import REGISTERS, ROW, SUMS, Recipe
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, UInt8, UInt32
 
 _TOP = 15
 """Scales are at most 2**15 as binary16, and so are weights multiplied with them."""

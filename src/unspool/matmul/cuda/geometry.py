@@ -16,13 +16,16 @@ same one: so the weights stay where the decoder leaves them and the activations 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int
 
 from unspool.decode.lowering import Lowering
 from unspool.errors import DeclarationError
 from unspool.spec.code import Code
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 THREADS = 128
 ROWS = 8

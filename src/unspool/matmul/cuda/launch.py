@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from unspool.errors import UnspoolError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS
 from unspool.matmul.cuda.recipe import Recipe
-from unspool.matmul.cuda.source import activation_bytes
+from unspool.matmul.cuda.source import activation_bytes, shared_bytes
 
 MOST_PRODUCT = 1 << 31
 """Units times blocks must be less: kernels divide in 32 bits."""
@@ -16,6 +16,12 @@ MOST_PRODUCT = 1 << 31
 TILE_COLUMNS = {"mma_sync": 64, "wgmma": 64, "tcgen05": 128}
 """The most columns of a tile. A thread of mma.sync and wgmma holds half as many sums of four rows
 each in registers; those of tcgen05 are in tensor memory."""
+
+RESERVED = 1024
+"""Bytes of shared memory that CUDA takes of every block."""
+
+MOST_BLOCKS = 4
+"""Blocks of a multiprocessor: 16 warps hide latency, more only make more partial sums."""
 
 PROMOTED_COLUMNS = 32
 """The same where wgmma's sums are held twice: as they are, and added up in FP32."""
@@ -97,6 +103,29 @@ def tokens_of(made: Recipe, m: int) -> int:
         if tokens >= least and (tokens >= wanted or 2 * tokens * made.terms > most):
             return tokens
     return 128
+
+
+SLOTS = range(6, 1, -1)
+"""Stages in flight: as many as leave room for a second block, for one can wait for the other."""
+
+
+def slots_of(made: Recipe, tokens: int, *, per_block: int, per_processor: int) -> tuple[int, int]:
+    """(stages in flight, blocks of a multiprocessor) in so many bytes of shared memory.
+
+    Raises UnspoolError where not even two stages fit.
+    """
+    for at_least in (2, 1):
+        for slots in SLOTS:
+            needed = shared_bytes(made, tokens=tokens, slots=slots) + RESERVED
+            blocks = per_processor // needed
+            if needed <= per_block + RESERVED and blocks >= at_least:
+                return slots, min(blocks, MOST_BLOCKS)
+    raise UnspoolError(
+        "two stages do not fit into shared memory",
+        where=f"{made.format.name} on {made.machine.name}, {tokens} tokens",
+        found=f"{shared_bytes(made, tokens=tokens, slots=2)} bytes",
+        allowed=per_block,
+    )
 
 
 def plan(

@@ -64,7 +64,7 @@ UNSPOOL_DEVICE void multiply_stage(
     const Place& place, Tables& tables, Sums& sums) {
     const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
     Sums part;
-#pragma unroll
+#pragma unroll unrolled_steps
     for (int step = 0; step < steps; ++step) {
         if (level_steps > 0 && step % level_steps == 0)
             fill_levels(tables, a, expert, row_block, (stage_number * steps + step) / level_steps,

@@ -10,9 +10,12 @@ The same arithmetic runs on the GPU in torch (`model/cuda_experts`), without ask
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int32
+
+if TYPE_CHECKING:
+    from jaxtyping import Int32
 
 
 @dataclass(frozen=True, kw_only=True)

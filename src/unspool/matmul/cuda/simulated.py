@@ -56,9 +56,7 @@ class Product:
     def plan(self, m: int, tokens: int | None = None) -> Plan:
         """The plan for m tokens, in tiles of so many."""
         found = self.arranged[0]
-        return plan(
-            self.made, m, found.row_blocks, found.stages, blocks=self.blocks, tokens=tokens
-        )
+        return plan(self.made, m, found.row_blocks, found.stages, blocks=self.blocks, tokens=tokens)
 
     def prepare(
         self, x: np.ndarray, planned: Plan, routing: Routing | None = None

@@ -138,7 +138,7 @@ UNSPOOL_DEVICE void decode_all(
         for (int stage = stretch.first; stage < stretch.last; ++stage, ++unit) {
             const int slot = mine.turn.slot;
             barrier_wait(pipeline.full + slot, mine.turn.round);
-#pragma unroll
+#pragma unroll unrolled_steps
             for (int step = 0; step < steps; ++step) {
                 if (level_steps > 0 && step % level_steps == 0)
                     fill_levels(mine.tables, a, expert, stretch.row_block,

@@ -52,7 +52,7 @@ UNSPOOL_DEVICE void use_stage(
     const Place& place, Consumer& mine, Barrier* previous) {
     const char* scales = stage + code_bytes;
     const unsigned long long tokens_of = tokens_at(stage + unit_bytes);
-#pragma unroll
+#pragma unroll unrolled_steps
     for (int step = 0; step < steps; ++step) {
         if (level_steps > 0 && step % level_steps == 0)
             fill_levels(mine.tables, a, expert, row_block,

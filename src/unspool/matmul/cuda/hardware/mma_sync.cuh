@@ -22,11 +22,20 @@ UNSPOOL_DEVICE void load_matrices(word (&r)[2], const void* row) {
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 
+// Where a machine has no such product, or only an emulation of it (FP8 on sm_90 and sm_100), this
+// must not compile: without the check it would be no instruction at all, and no error.
+UNSPOOL_DEVICE constexpr bool has_mma(Kind kind, int architecture) {
+    if (kind == Kind::f16) return true;
+    const bool eight = kind == Kind::e4m3 || kind == Kind::e5m2;
+    return architecture >= 1200 || (eight && architecture == 890);
+}
+
 template <Kind kind>
 UNSPOOL_DEVICE void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
+    static_assert(has_mma(kind, __CUDA_ARCH__), "mma.sync does not multiply this kind here");
     if constexpr (kind == Kind::f16)
         UNSPOOL_MMA("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32");
-#if __CUDA_ARCH__ >= 890
+#if __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
     if constexpr (kind == Kind::e4m3)
         UNSPOOL_MMA("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32");
     if constexpr (kind == Kind::e5m2)

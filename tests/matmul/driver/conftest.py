@@ -1,9 +1,13 @@
-"""Products as a GPU would compute them, run on the CPU: compiled, counted, simulated; not run on
-a GPU."""
+"""Products as a GPU would compute them, run on the CPU; a fake driver. Compiled, counted,
+simulated; not run on a GPU."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -64,3 +68,14 @@ def tokens() -> Callable[..., np.ndarray]:
         return np.random.default_rng(seed).standard_normal((m, k)).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fake() -> ModuleType:
+    """The fake driver, the module beside this file."""
+    path = Path(__file__).with_name("fake_driver.py")
+    spec = importlib.util.spec_from_file_location("fake_driver", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

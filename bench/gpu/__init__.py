@@ -1,0 +1,1 @@
+"""Everything on whatever NVIDIA GPU is here: `make gpu`, described in docs/gpu.md."""

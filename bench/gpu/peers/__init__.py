@@ -1,0 +1,1 @@
+"""Other people's products on a GPU, each behind the members of `gpu.product.Product`."""

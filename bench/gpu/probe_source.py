@@ -1,0 +1,112 @@
+"""Kernels that do one machine instruction over and over; a test reads their machine code.
+
+    loop    BODY instructions under test, in CHAINS chains of which each waits for itself alone
+    rate    threads * BODY * iterations / clocks of the block, one block per multiprocessor
+
+Nothing is known to the compiler: the chains start from memory and their ends go there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpu.board import STRUCT
+
+THREADS, CHAINS, STEPS = 1024, 8, 16
+BODY = CHAINS * STEPS
+"""32 warps of 8 independent chains hide every latency: 64 instructions in flight per scheduler."""
+
+ITERATIONS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """An instruction: what of PTX becomes it, and what it is called in machine code."""
+
+    #: of a chain's register x and two others y, z
+    ptx: str
+    #: stems of the opcodes it may become; the first is its name
+    stems: tuple[str, ...]
+    #: compute capability, as 89, from which there is such an instruction
+    since: int = 80
+    #: results of one instruction
+    results: int = 1
+
+
+PROBES: Mapping[str, Probe] = {
+    "PRMT": Probe(ptx="prmt.b32 %0, %0, %1, %2;", stems=("PRMT",)),
+    "LOP3": Probe(ptx="lop3.b32 %0, %0, %1, %2, 0x6a;", stems=("LOP3",)),
+    "IMAD": Probe(ptx="mad.lo.u32 %0, %0, %1, %2;", stems=("IMAD",)),
+    "IADD3": Probe(
+        ptx="{ .reg .u32 t; add.u32 t, %0, %1; add.u32 %0, t, %2; }", stems=("IADD3", "IADD")
+    ),
+    "SHF": Probe(ptx="shf.r.wrap.b32 %0, %0, %1, %2;", stems=("SHF",)),
+    "IDP": Probe(ptx="dp4a.u32.u32 %0, %0, %1, %2;", stems=("IDP", "IDP4A")),
+    "HFMA2": Probe(ptx="fma.rn.f16x2 %0, %0, %1, %2;", stems=("HFMA2",), results=2),
+    "F2FP.PACK": Probe(
+        ptx="{ .reg .f32 a, b; mov.b32 a, %0; mov.b32 b, %1; cvt.rn.f16x2.f32 %0, a, b; }",
+        stems=("F2FP",),
+        results=2,
+    ),
+    "F2FP.UNPACK": Probe(
+        ptx="{ .reg .b16 a; cvt.u16.u32 a, %0; cvt.rn.f16x2.e4m3x2 %0, a; }",
+        stems=("F2FP",),
+        since=89,
+        results=2,
+    ),
+    "LDS": Probe(ptx="ld.shared.u32 %0, [%0];", stems=("LDS",)),
+}
+
+
+def probes(capability: tuple[int, int]) -> dict[str, Probe]:
+    """The instructions that a GPU has."""
+    number = 10 * capability[0] + capability[1]
+    return {name: probe for name, probe in PROBES.items() if probe.since <= number}
+
+
+def kernel_name(name: str) -> str:
+    """The kernel of an instruction."""
+    return "probe_" + name.replace(".", "_").lower()
+
+
+def source(capability: tuple[int, int]) -> str:
+    """All of them for a GPU, and an empty kernel."""
+    empty = 'extern "C" __global__ void empty(const Arguments a) { (void)a; }\n'
+    return STRUCT + empty + "".join(_kernel(*item) for item in probes(capability).items())
+
+
+def _kernel(name: str, probe: Probe) -> str:
+    """Thread 0 writes the block's clocks behind what the chains came to."""
+    operands = '"+r"(x[chain])'
+    inputs = ' : "r"(y), "r"(z)' if "%1" in probe.ptx else ""
+    memory = ' : : "memory"' if name == "LDS" else ""
+    start = (
+        "(unsigned)__cvta_generic_to_shared(shared + threadIdx.x)"
+        if name == "LDS"
+        else ("a.given[threadIdx.x + 32 * chain]")
+    )
+    return f"""
+extern "C" __global__ void __launch_bounds__({THREADS}) {kernel_name(name)}(const Arguments a) {{
+    __shared__ unsigned shared[{THREADS}];
+    shared[threadIdx.x] = (unsigned)__cvta_generic_to_shared(shared + threadIdx.x);
+    unsigned x[{CHAINS}], y = a.given[threadIdx.x], z = a.given[threadIdx.x + 32];
+    for (int chain = 0; chain < {CHAINS}; ++chain) x[chain] = {start};
+    __syncthreads();
+    const long long before = clock64();
+    #pragma unroll 1
+    for (unsigned i = 0; i < (unsigned)a.number; ++i) {{
+        #pragma unroll
+        for (int step = 0; step < {STEPS}; ++step)
+            #pragma unroll
+            for (int chain = 0; chain < {CHAINS}; ++chain)
+                asm volatile("{probe.ptx}" : {operands}{inputs or memory});
+    }}
+    __syncthreads();
+    const long long after = clock64();
+    unsigned sum = 0;
+    for (int chain = 0; chain < {CHAINS}; ++chain) sum ^= x[chain];
+    a.out[gridDim.x + blockIdx.x * {THREADS} + threadIdx.x] = sum;
+    if (threadIdx.x == 0) a.out[blockIdx.x] = (unsigned)(after - before);
+}}
+"""

@@ -1,0 +1,64 @@
+"""What is multiplied and timed: ours and other people's products, all seen alike.
+
+A new one is a class with these members, and an Entrant of it in `entrants.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gpu.board import Board
+
+
+class Product(Protocol):
+    """Copies of a weight `[n, k]` in GPU memory, and products with them."""
+
+    #: the format's or the peer's name
+    format: str
+    #: what multiplies: bfloat16, float16, fp8, fp8x2, ...
+    activations: str
+    #: stored bytes of one copy, scales and all
+    nbytes: int
+    #: instances of the weight, for turns that no cache remembers
+    copies: int
+
+    def queue(self, m: int) -> Callable[[int], object]:
+        """`call(i)` queues the product of m rows with copy i on the current stream.
+
+        All memory is there before: a call neither allocates for good nor waits. Raises AbsentError
+        for an m that it cannot do.
+        """
+
+    def result(self, x: np.ndarray) -> np.ndarray:
+        """The product of x `[m, k]` (float32, exact in bfloat16) with copy 0, float32 `[m, n]`."""
+
+    def expected(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What it has to be, float64 `[m, n]`, and how far every element may be from that."""
+
+
+Maker = Callable[["Board", int, int, int], Product]
+"""Makes `copies` of a weight: (board, n, k, copies). Raises AbsentError with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """Who takes part."""
+
+    name: str
+    make: Maker
+    #: bits per stored weight, roughly: how many copies go past the L2
+    bits: float
+    peer: bool = False
+    #: rows that it is made for at most
+    most_rows: int = 1 << 20
+
+
+def activations(m: int, k: int, seed: int = 0) -> np.ndarray:
+    """Gaussian rows `[m, k]`, float32 that bfloat16 holds exactly."""
+    x = np.random.default_rng(seed).standard_normal((m, k), np.float32)
+    return (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)

@@ -1,0 +1,97 @@
+"""What a stage is, and what it is given. A stage knows no other and needs none to have run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpu.board import Board
+
+PASSED, FAILED, ABSENT, CUT = "passed", "failed", "absent", "cut"
+"""How a stage ends: all right; something wrong or an exception; not possible here, with the
+reason; the time was up before it was through."""
+
+STATUSES = (PASSED, FAILED, ABSENT, CUT)
+
+
+class AbsentError(Exception):
+    """A stage or a peer that cannot be here; its text says why."""
+
+
+@dataclass(kw_only=True)
+class Deadline:
+    """Time that is left, to a stage or to the whole run."""
+
+    seconds: float
+    clock: Callable[[], float] = time.monotonic
+    _start: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._start = self.clock()
+
+    @property
+    def left(self) -> float:
+        """Seconds left; negative after the end."""
+        return self.seconds - (self.clock() - self._start)
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.left <= 0
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What a stage reports; written even where it ends early."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    #: each makes the stage a failed one
+    wrong: list[str] = field(default_factory=list)
+    #: whether it stopped because the time was up
+    cut: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a stage works with."""
+
+    board: Board
+    deadline: Deadline
+    findings: Findings
+    say: Callable[[str], None]
+    #: names of formats to keep to; empty: all
+    formats: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of the run: fills `given.findings`; raises AbsentError, or anything when it breaks."""
+
+    name: str
+    run: Callable[[Given], None]
+    #: its share of the time at most
+    seconds: float
+
+
+def chosen(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
+    """The stages of these names, in their own order; all where there are none."""
+    return [stage for stage in stages if not names or stage.name in names]
+
+
+def entry(
+    name: str, status: str, seconds: float, found: Findings, reason: str
+) -> Mapping[str, Any]:
+    """A stage as it stands in the results."""
+    return {
+        "stage": name,
+        "status": status,
+        "seconds": round(seconds, 2),
+        "reason": reason,
+        "wrong": found.wrong,
+        "facts": found.facts,
+        "rows": found.rows,
+    }

@@ -1,0 +1,50 @@
+"""docs/gpu.md says what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PAGE = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
+
+
+def cells(column: int) -> set[str]:
+    rows = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
+    return {row[column].strip("`") for row in rows if len(row) > column}
+
+
+def test_stages_and_their_shares_are_on_the_page():
+    from gpu import benchmark, conformance, correctness, probe, sanitizer
+
+    stages = [
+        conformance.STAGE, correctness.stage(()), sanitizer.STAGE, probe.STAGE, benchmark.stage(()),
+    ]  # fmt: skip
+    for stage in stages:
+        (line,) = re.findall(rf"^\| `{stage.name}` \|.*$", PAGE, re.MULTILINE)
+        assert line.endswith(f"| {stage.seconds} s |")
+
+
+def test_exit_codes_are_on_the_page():
+    from gpu import run
+
+    codes = {str(c) for c in (run.ALL_RIGHT, run.SOMETHING_FAILED, run.NO_GPU, run.NO_TIME)}
+    assert codes <= cells(0)
+
+
+def test_statuses_rows_and_peers_are_on_the_page():
+    from gpu.entrants import PEERS
+    from gpu.stage import STATUSES
+
+    assert all(f"`{status}`" in PAGE for status in STATUSES)
+    for peer in PEERS:
+        family, kind, *_ = peer.name.split()
+        assert re.search(rf"^\| {family}.*\b{kind}\b", PAGE, re.MULTILINE), peer.name
+
+
+def test_instructions_and_capabilities_are_on_the_page():
+    from gpu.probe_source import PROBES
+
+    from unspool.matmul.cuda.device import _NAMED
+
+    assert all(name.split(".")[0] in PAGE for name in PROBES)
+    assert all(f"{major}.{minor}" in PAGE for major, minor in _NAMED)

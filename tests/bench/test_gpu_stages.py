@@ -1,0 +1,207 @@
+"""Each stage of the GPU run finds what it is for, on a fake GPU.
+
+Compiled, counted, simulated; not run on a GPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from unspool.decode.lowering import run
+from unspool.decode.machine import MACHINES
+from unspool.matmul.cuda import jit
+from unspool.matmul.cuda.device import machine_of
+from unspool.perf.machine_code import loops
+from unspool.perf.toolchain import toolchain, why_not
+from unspool.spec.catalog import FORMATS
+
+counting = pytest.mark.skipif(bool(why_not()), reason=why_not() or "counting works")
+compiling = pytest.mark.skipif(bool(jit.why_not()), reason=jit.why_not() or "compiling works")
+twin = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++")
+
+CAPABILITIES = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)]
+VARIED = ("m2-e4m3", "t2-e2m1", "lut3-row", "lut-b", "mxfp4", "s4-e4m3", "nf4")
+
+
+@twin
+@pytest.mark.parametrize("name", VARIED)
+def test_the_very_text_of_the_decode_kernels_gives_every_state(board_of, given_of, name):
+    from gpu import conformance
+
+    given = given_of(board_of(compiles=True), formats=[name])
+    conformance.check(given, conformance.on_gpu(given.board))
+    assert given.findings.wrong == []
+    assert len(given.findings.rows) >= len(conformance.chosen(FORMATS[name].code, MACHINES["sm90"]))
+    assert all(row["every_state"] and row["weights"] > 0 for row in given.findings.rows)
+
+
+def numpy_decoder(*, flip: int = 0):
+    def decoder(lowerings):
+        def decode(which, words, handed):
+            registers = run(lowerings[which], words, handed).copy()
+            registers[5, 0] ^= np.uint32(flip)
+            return registers
+
+        return decode
+
+    return decoder
+
+
+def test_one_wrong_bit_fails_the_stage(board_of, given_of):
+    from gpu import conformance
+
+    given = given_of(board_of(), formats=["s2-e4m3"])
+    conformance.check(given, numpy_decoder(flip=1 << 3))
+    assert len(given.findings.wrong) == len(given.findings.rows) > 0
+    assert "s2-e4m3 in E4M3: 1 of" in given.findings.wrong[0]
+
+
+def test_formats_of_one_code_share_a_check_and_none_is_forgotten():
+    from gpu import conformance
+
+    names = [name for names in conformance.codes().values() for name in names]
+    assert sorted(names) == sorted(FORMATS)
+
+
+def test_decoding_stops_when_the_time_is_up(board_of, given_of):
+    from gpu import conformance
+
+    given = given_of(board_of(), seconds=0)
+    conformance.check(given, numpy_decoder())
+    assert given.findings.cut
+    assert given.findings.rows == []
+
+
+@compiling
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_decode_kernels_compile_for_every_machine(capability):
+    from gpu import conformance
+
+    machine = machine_of(capability)
+    lowerings = conformance.chosen(FORMATS["mxfp6-e2m3"].code, machine)
+    lowerings += conformance.chosen(FORMATS["lut3-row"].code, machine)
+    cubin = jit.from_nvrtc().cubin(conformance.source(lowerings), machine.architecture)
+    assert b"decode_1" in cubin
+
+
+@counting
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_probes_loop_is_the_instruction_under_test_and_little_else(capability):
+    from gpu import probe_source
+
+    machine, tools = machine_of(capability), toolchain()
+    cubin = tools.cubin(probe_source.source(capability), machine.architecture)
+    found = loops(tools.disassemble(cubin))
+    for name, probe in probe_source.probes(capability).items():
+        (body,) = found[probe_source.kernel_name(name)]
+        stems = Counter(opcode.split(".")[0] for opcode in body)
+        under_test = sum(stems[stem] for stem in probe.stems)
+        counter = 1 if name == "IADD3" and capability < (9, 0) else 0  # the loop's own
+        assert under_test == probe_source.BODY + counter, (name, stems)
+        assert len(body) <= probe_source.BODY + 3, (name, stems)
+
+
+def test_probes_count_all_threads_of_a_block(board_of, given_of):
+    from gpu import probe
+
+    given = given_of(board_of())
+    probe.measure(given)
+    rates = {r["instruction"]: r for r in given.findings.rows if r["what"] == "rate"}
+    assert rates["LOP3"]["instructions_per_clock"] == 64
+    assert rates["F2FP.UNPACK"]["results_per_clock"] == 128
+    copies = [row for row in given.findings.rows if row["what"] == "copy"]
+    assert [row["nbytes"] for row in copies] == [1 << 20, 2 << 20]  # a quarter of the memory
+    assert all(row["tbps"] > 0 for row in copies)
+
+
+def test_sm80_has_no_fp8_to_convert():
+    from gpu import probe_source
+
+    assert "F2FP.UNPACK" not in probe_source.probes((8, 6))
+    assert "F2FP.UNPACK" in probe_source.probes((8, 9))
+
+
+def test_copies_are_more_than_three_times_the_cache(board_of):
+    from gpu import probe
+
+    board = board_of()
+    for nbytes in (1, 1000, 1 << 16, 1 << 20):
+        assert probe.copies(board, nbytes) * nbytes > 3 * board.gpu.facts.l2_bytes
+
+
+def test_who_is_compared_takes_turns(board_of):
+    from gpu.stage import Deadline
+    from gpu.timing import interleaved
+
+    order: list[str] = []
+    replays = [lambda: order.append("a"), lambda: order.append("b")]
+    seconds = interleaved(board_of(), replays, 6, Deadline(seconds=1e9))
+    assert "".join(order) == "ab" + ("aab" + "bab") * 3  # the first to warm up, then behind a cover
+    assert [len(seen) for seen in seconds] == [6, 6]
+    seconds = interleaved(board_of(), replays, 60, Deadline(seconds=0))
+    assert [len(seen) for seen in seconds] == [5, 5]
+
+
+def test_quartiles_are_of_one_call():
+    from gpu.timing import quartiles
+
+    assert quartiles([2e-6, 4e-6, 6e-6, 8e-6, 10e-6], 2) == {"us": 3, "spread": [1, 2, 4, 5]}
+
+
+def test_no_sanitizer_is_told(given_of, board_of, monkeypatch):
+    from gpu import sanitizer
+    from gpu.stage import AbsentError
+
+    monkeypatch.setattr(sanitizer, "find", lambda: None)
+    with pytest.raises(AbsentError, match="compute-sanitizer is neither in CUDA_HOME nor on"):
+        sanitizer.check(given_of(board_of()))
+
+
+@pytest.mark.parametrize(("code", "wrong"), [(0, 0), (77, 2), (3, 0)])
+def test_what_a_sanitizer_finds_fails_the_stage(given_of, board_of, monkeypatch, code, wrong):
+    from gpu import sanitizer
+
+    asked = []
+
+    def fake_run(command, **_):
+        asked.append(command)
+        said = "noise\n========= ERROR SUMMARY: 1 error\n"
+        return subprocess.CompletedProcess(command, code, stdout=said, stderr="")
+
+    monkeypatch.setattr(sanitizer, "find", lambda: sanitizer.Path("sanitizer"))
+    monkeypatch.setattr(sanitizer.subprocess, "run", fake_run)
+    given = given_of(board_of())
+    sanitizer.check(given)
+    assert len(given.findings.wrong) == wrong
+    assert [row["tool"] for row in given.findings.rows] == ["memcheck", "racecheck"]
+    assert asked[0][:3] == ["sanitizer", "--tool", "memcheck"]
+    assert asked[0][-1] == "--no-json"
+
+
+def test_a_sanitizer_that_takes_too_long_is_cut(given_of, board_of, monkeypatch):
+    from gpu import sanitizer
+
+    def slow(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(sanitizer, "find", lambda: sanitizer.Path("sanitizer"))
+    monkeypatch.setattr(sanitizer.subprocess, "run", slow)
+    given = given_of(board_of())
+    sanitizer.check(given)
+    assert given.findings.cut
+    assert given.findings.wrong == []
+
+
+def test_the_sanitizers_command_is_one_that_the_program_takes():
+    from gpu import sanitizer
+    from gpu.__main__ import options
+
+    command = sanitizer.command(sanitizer.Path("s"), "memcheck")
+    parsed = options(command[command.index("gpu") + 1 :])
+    assert (parsed.only, parsed.no_json) == (["decode", "products"], True)
+    assert set(parsed.formats) <= set(FORMATS)
