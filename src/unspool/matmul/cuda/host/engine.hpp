@@ -30,9 +30,13 @@ struct Fault : std::runtime_error {
 
 using Clock = std::vector<std::uint32_t>;  // per thread, then per agent: how far it has been seen
 
-inline void join(Clock& to, const Clock& from) {
+// In vectors: with -O1 alone half of the time of a meeting goes here.
+__attribute__((optimize("O3"))) inline void join(Clock& to, const Clock& from) {
     if (to.size() < from.size()) to.resize(from.size(), 0);
-    for (std::size_t i = 0; i < from.size(); ++i) to[i] = std::max(to[i], from[i]);
+    std::uint32_t* mine = to.data();
+    const std::uint32_t* other = from.data();
+    const std::size_t count = from.size();
+    for (std::size_t i = 0; i < count; ++i) mine[i] = mine[i] < other[i] ? other[i] : mine[i];
 }
 
 inline void join(std::map<int, Clock>& to, const std::map<int, Clock>& from) {
