@@ -37,9 +37,12 @@ _SPILLS = ("LDL", "STL")
 _MATRIX = re.compile(r"^[HIQBO]MMA|^[HIQ]GMMA|^UTC")
 
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)")
-_LABEL = re.compile(r"^\s*(\.L_x_\d+):")
-_BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_LABEL = re.compile(r"^(\.L_x_\d+):")
+_TARGET = re.compile(r"`\((\.L_x_\d+)\)")
+_NEAR_CALL = re.compile(r"CALL\S* `\((\.L_x_|\S*_guardrail_trap_)")
+"""A call to a label of the kernel itself is a jump, one to a guard of tensor memory never happens:
+what ptxas has no instruction for, it calls by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,23 +83,28 @@ class Kernel:
         return sum(bool(_MATRIX.match(opcode)) for opcode in self.opcodes)
 
 
-def loops(disassembly: str) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """The opcodes of every loop of every kernel: from a label to the branch back to it."""
-    found: dict[str, list[tuple[str, ...]]] = {}
-    name, opcodes, labels = "", [], {}
+def instructions_of(disassembly: str, name: str) -> list[tuple[str, int | None]]:
+    """A kernel's opcodes in order, each with the index it jumps to, if it does."""
+    current = ""
+    opcodes: list[str] = []
+    jumps: list[str | None] = []
+    labels: dict[str, int] = {}
     for line in disassembly.splitlines():
-        if section := _SECTION.match(line):
-            name, opcodes, labels = section[1], list[str](), dict[str, int]()
-            found[name] = []
-        elif label := _LABEL.match(line):
+        section = _SECTION.match(line)
+        if section:
+            current = section[1]
+        if current != name:
+            continue
+        if label := _LABEL.match(line):
             labels[label[1]] = len(opcodes)
-        elif name and (instruction := _INSTRUCTION.match(line)):
+        elif instruction := _INSTRUCTION.match(line):
+            target = _TARGET.search(line)
             opcodes.append(instruction[1])
-            target = _BRANCH.search(line)
-            # the endless one behind EXIT, which fills a kernel up, branches to itself
-            if target and labels.get(target[1], len(opcodes)) < len(opcodes) - 1:
-                found[name].append(tuple(opcodes[labels[target[1]] :]))
-    return {name: tuple(bodies) for name, bodies in found.items()}
+            jumps.append(target[1] if target else None)
+    return [
+        (opcode, labels.get(jump) if jump else None)
+        for opcode, jump in zip(opcodes, jumps, strict=True)
+    ]
 
 
 def kernels(disassembly: str, cubin: bytes) -> dict[str, Kernel]:
@@ -108,7 +116,8 @@ def kernels(disassembly: str, cubin: bytes) -> dict[str, Kernel]:
         if section:
             name = section[1]
         elif name and (instruction := _INSTRUCTION.match(line)):
-            opcodes.setdefault(name, []).append(instruction[1])
+            jump = _NEAR_CALL.search(line)
+            opcodes.setdefault(name, []).append("BRA" if jump else instruction[1])
     registers = _registers(cubin)
     return {
         name: Kernel(opcodes=tuple(found), registers=registers.get(name, 0))

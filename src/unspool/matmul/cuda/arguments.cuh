@@ -78,13 +78,6 @@ UNSPOOL_DEVICE void clear(Sums& sums) {
         for (int i = 0; i < 4 * column_blocks; ++i) sums[j][i] = 0.0f;
 }
 
-UNSPOOL_DEVICE void copy(Sums& to, const Sums& from) {
-#pragma unroll
-    for (int j = 0; j < products; ++j)
-#pragma unroll
-        for (int i = 0; i < 4 * column_blocks; ++i) to[j][i] = from[j][i];
-}
-
 }  // namespace unspool
 
 #endif

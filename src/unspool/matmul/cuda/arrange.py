@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unspool.decode.lowering import reorder
+from unspool.encode.rotate import signs
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, Geometry
 from unspool.matmul.cuda.recipe import REGISTERS, ROW, SUMS, Recipe
 from unspool.pack.matrix import CodedMatrix
+from unspool.spec.format import Format
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8, UInt32
@@ -62,7 +64,7 @@ def arrange(matrix: CodedMatrix, made: Recipe) -> Arranged:
         shape=matrix.shape,
         units=np.concatenate(parts, axis=-1),
         row_scales=row_scales,
-        levels=_levels(matrix, made, codes.shape[0] * ROWS),
+        levels=_levels(matrix, made, codes.shape[0] * ROWS, codes.shape[1]),
     )
 
 
@@ -143,7 +145,7 @@ def _blocks(halves: np.ndarray, made: Recipe, rows: int, across: int) -> np.ndar
 
 
 def _levels(
-    matrix: CodedMatrix, made: Recipe, rows: int
+    matrix: CodedMatrix, made: Recipe, rows: int, tiles: int
 ) -> UInt32[np.ndarray, "row_blocks across levels rings"]:
     """A parameter table as the decoder's level registers, for every ring down."""
     rings = rows // ROWS
@@ -152,10 +154,22 @@ def _levels(
     down, across, length = matrix.table.shape
     stored = len(matrix.codes) * ROWS
     per_row = np.repeat(matrix.table, stored // down, axis=0)  # row across entry
-    per_row = np.pad(per_row, ((0, rows - stored), (0, 0), (0, 0)))
+    steps = tiles * made.geometry.tile_columns // made.geometry.step_columns
+    wanted = -(-steps // made.level_steps) if made.level_steps else across
+    per_row = np.pad(per_row, ((0, rows - stored), (0, wanted - across), (0, 0)))
+    across = wanted
     by_ring = per_row.reshape(rings, ROWS, across, length).swapaxes(1, 2)
     if made.geometry.lowering.levels * 4 == length:  # one table for all rows of a ring
         by_ring = by_ring[:, :, :1]
     flat = np.ascontiguousarray(by_ring.reshape(rings, across, -1), np.uint8).view("<u4")
     split = flat.reshape(rows // BLOCK_ROWS, BLOCK_ROWS // ROWS, across, -1)
     return np.ascontiguousarray(split.transpose(0, 2, 3, 1))
+
+
+def sign_words(fmt: Format, columns: int) -> UInt32[np.ndarray, " words"]:
+    """The signs of a format's input rotation: a bit per column, set where it is minus."""
+    minus = np.zeros(columns, bool)
+    if fmt.rotation.input_size:
+        minus = signs(columns, fmt.rotation.seed, "in") < 0
+    padded = np.pad(minus, (0, -columns % 32))
+    return np.packbits(padded, bitorder="little").view(np.uint32).copy()

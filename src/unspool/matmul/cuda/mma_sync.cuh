@@ -9,28 +9,30 @@
 
 namespace unspool {
 
-// Operand B of a step: [slice][half][column block], one word each.
-constexpr int matrices = 2 * column_blocks;
-using Tokens = word[slices][matrices];
+// Operand B of a step: the two words of every slice and column block, side by side as QMMA wants
+// them (otherwise each is moved: 0.15 instructions per weight).
+constexpr int matrices = 2 * column_blocks;  // of a slice, 8 columns x 16 bytes each
+using Tokens = word[slices][column_blocks][2];
 
-// A core matrix is 8 columns x 16 bytes; LDSM takes four (or two) that follow each other.
+// LDSM takes the address of a row from every lane: lanes 0-7 and 8-15 give the halves of one
+// column block, lanes 16-31 those of the next.
 UNSPOOL_DEVICE void load_tokens(const char* step, int lane, Tokens& tokens_of) {
+    const int half = lane / 8 % 2, block = lane / 16;
+    const char* mine = step + (half * column_blocks + block) * 128 + lane % 8 * 16;
+    const char* single = step + half * column_blocks * 128 + lane % 8 * 16;
 #pragma unroll
     for (int q = 0; q < slices; ++q) {
-        const char* slice = step + 128 * matrices * q;
-        int at = 0;
+        const int slice = 128 * matrices * q;
 #pragma unroll
-        for (; at + 4 <= matrices; at += 4) {
+        for (int b = 0; b + 2 <= column_blocks; b += 2) {
             word four[4];
-            load_matrices(four, slice + 128 * at + 16 * lane);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) tokens_of[q][at + i] = four[i];
+            load_matrices(four, mine + slice + 128 * b);
+            tokens_of[q][b][0] = four[0], tokens_of[q][b][1] = four[1];
+            tokens_of[q][b + 1][0] = four[2], tokens_of[q][b + 1][1] = four[3];
         }
-        if (matrices % 4) {
-            word two[2];
-            load_matrices(two, slice + 128 * at + 16 * (lane % 16));
-            tokens_of[q][at] = two[0], tokens_of[q][at + 1] = two[1];
-        }
+        if (column_blocks % 2)
+            load_matrices(tokens_of[q][column_blocks - 1],
+                          single + slice + 128 * (column_blocks - 1));
     }
 }
 
@@ -43,7 +45,7 @@ UNSPOOL_DEVICE void multiply_step(const Weights& weights, const Tokens& tokens_o
             for (int b = 0; b < column_blocks; ++b) {
                 float d[4] = {sums[j][4 * b], sums[j][4 * b + 1], sums[j][4 * b + 2],
                               sums[j][4 * b + 3]};
-                mma<kind>(d, weights[q][j], tokens_of[q][b], tokens_of[q][column_blocks + b]);
+                mma<kind>(d, weights[q][j], tokens_of[q][b][0], tokens_of[q][b][1]);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) sums[j][4 * b + i] = d[i];
             }
@@ -62,7 +64,7 @@ UNSPOOL_DEVICE void multiply_stage(
     const Place& place, Tables& tables, Sums& sums) {
     const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
     Sums part;
-#pragma unroll
+#pragma unroll unrolled_steps
     for (int step = 0; step < steps; ++step) {
         if (level_steps > 0 && step % level_steps == 0)
             fill_levels(tables, a, expert, row_block, (stage_number * steps + step) / level_steps,
@@ -85,43 +87,61 @@ UNSPOOL_DEVICE void multiply_stage(
     }
 }
 
+// Brings the units of a share, one after another, into the slots.
+struct Feed {
+    char* stages;
+    const char *weights, *activations;  // of the next unit
+    int left, stage, slot;              // units left; stage and slot of the next
+};
+
+UNSPOOL_DEVICE void fetch(Feed& feed, const Arguments& a, int thread) {
+    if (feed.left > 0) {
+        char* to = feed.stages + feed.slot * stage_bytes;
+        copy_to(to, feed.weights, unit_bytes, thread);
+        copy_to(to + unit_bytes, feed.activations, activation_bytes, thread);
+        feed.weights += unit_bytes, feed.activations += activation_bytes, --feed.left;
+        if (++feed.stage == a.stages)
+            feed.stage = 0, feed.activations -= 1LL * a.stages * activation_bytes;
+        if (++feed.slot == slots) feed.slot = 0;
+    }
+    copy_commit();  // also where there is nothing: the groups are counted
+}
+
+UNSPOOL_DEVICE Feed feed_of(
+    const Arguments& a, char* stages, const Share& share, int tile, int expert) {
+    const long long units = 1LL * a.row_blocks * a.stages;
+    const int stage = share.first % a.stages;
+    return {stages, a.weights + (units * expert + share.first) * unit_bytes,
+            a.activations + (1LL * tile * a.stages + stage) * activation_bytes,
+            share.last - share.first, stage, 0};
+}
+
 UNSPOOL_DEVICE void multiply(const Arguments& a) {
     const Place place = place_of(thread_index());
     const int tile = block_index_y();
     const int expert = a.experts ? load_global<int>(a.experts + tile) : 0;
     if (expert < 0) return;
-    const int units = a.row_blocks * a.stages;
-    const Share share = share_of(block_index(), block_count(), units);
-    char* stages = shared_memory();
-    char* flag = stages + slots * stage_bytes;
-    const char* weights = a.weights + 1LL * expert * units * unit_bytes;
-    const char* activations = a.activations + 1LL * tile * a.stages * activation_bytes;
-    const auto fetch = [&](int unit) {
-        char* to = stages + unit % slots * stage_bytes;
-        if (unit < share.last) {
-            copy_to(to, weights + 1LL * unit * unit_bytes, unit_bytes, place.thread);
-            copy_to(to + unit_bytes, activations + 1LL * (unit % a.stages) * activation_bytes,
-                    activation_bytes, place.thread);
-        }
-        copy_commit();  // also where there is nothing: the groups are counted
-    };
-    for (int ahead = 0; ahead < slots - 1; ++ahead) fetch(share.first + ahead);
+    const Share share = share_of(block_index(), block_count(), a.row_blocks * a.stages);
+    char *stages = shared_memory(), *flag = stages + slots * stage_bytes;
+    Feed feed = feed_of(a, stages, share, tile, expert);
+    for (int ahead = 0; ahead < slots - 1; ++ahead) fetch(feed, a, place.thread);
     Tables tables;
     fill_tables(tables, flag + 16, place.thread);
-    Sums sums;
-    for (int unit = share.first; unit < share.last; ++unit) {
-        const int row_block = unit / a.stages, stage = unit % a.stages;
-        copy_wait<slots - 2>();
-        sync_block();  // the stage is there for all, and all have read the one before it
-        fetch(unit + slots - 1);
-        if (unit == share.first || stage == 0) {
-            clear(sums);
-            if (level_steps == 0) fill_levels(tables, a, expert, row_block, 0, place.ring);
+    Turn turn = {0, 0};
+    for (int unit = share.first; unit < share.last;) {
+        const Stretch stretch = stretch_at(unit, share, a.stages);
+        Sums sums;
+        clear(sums);
+        if (level_steps == 0) fill_levels(tables, a, expert, stretch.row_block, 0, place.ring);
+#pragma unroll 1
+        for (int stage = stretch.first; stage < stretch.last; ++stage, ++unit, advance(turn)) {
+            copy_wait<slots - 2>();
+            sync_block();  // the stage is there for all, and all have read the one before it
+            fetch(feed, a, place.thread);
+            multiply_stage(stages + turn.slot * stage_bytes, a, expert, stretch.row_block, stage,
+                           place, tables, sums);
         }
-        multiply_stage(stages + unit % slots * stage_bytes, a, expert, row_block, stage, place,
-                       tables, sums);
-        if (stage + 1 == a.stages || unit + 1 == share.last)
-            finish(sums, a, tile, expert, row_block, place, flag);
+        finish(sums, a, tile, expert, stretch.row_block, place, flag);
     }
     copy_wait<0>();
 }

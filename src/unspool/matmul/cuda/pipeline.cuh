@@ -30,16 +30,22 @@ UNSPOOL_DEVICE void open_pipeline(const Pipeline& pipeline, int readers) {
 
 // The whole work of the one thread that brings the units of a share.
 UNSPOOL_DEVICE void bring(
-    const Pipeline& pipeline, const Share& share, const char* weights, const char* activations,
-    int stages) {
-    for (int unit = share.first; unit < share.last; ++unit) {
-        const int turn = unit - share.first, slot = turn % slots;
-        char* to = pipeline.stages + slot * stage_bytes;
-        barrier_wait(pipeline.empty + slot, turn / slots % 2 ^ 1);  // the first turn does not wait
-        barrier_expect(pipeline.full + slot, stage_bytes);
-        copy_bulk_once(to, weights + 1LL * unit * unit_bytes, unit_bytes, pipeline.full + slot);
-        copy_bulk(to + unit_bytes, activations + 1LL * (unit % stages) * activation_bytes,
-                  activation_bytes, pipeline.full + slot);
+    const Pipeline& pipeline, const Share& share, const Arguments& a, int tile, int expert) {
+    const long long first = 1LL * expert * a.row_blocks * a.stages + share.first;
+    const char* weights = a.weights + first * unit_bytes;
+    const char* tokens_of = a.activations + 1LL * tile * a.stages * activation_bytes;
+    int stage = share.first % a.stages;
+    Turn turn = {0, 0};
+    for (int unit = share.first; unit < share.last; ++unit, advance(turn)) {
+        char* to = pipeline.stages + turn.slot * stage_bytes;
+        Barrier* full = pipeline.full + turn.slot;
+        barrier_wait(pipeline.empty + turn.slot, turn.round ^ 1);  // the first round does not wait
+        barrier_expect(full, stage_bytes);
+        copy_bulk_once(to, weights, unit_bytes, full);
+        copy_bulk(to + unit_bytes, tokens_of + 1LL * stage * activation_bytes, activation_bytes,
+                  full);
+        weights += unit_bytes;
+        if (++stage == a.stages) stage = 0;
     }
 }
 

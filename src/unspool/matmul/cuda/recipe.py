@@ -13,7 +13,7 @@ binary16, and decoding to FP8 stays one instruction per register.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unspool.decode.lower import lower, slots
 from unspool.decode.machine import BYTES, Machine, Slot
@@ -93,6 +93,19 @@ class Recipe:
     @property
     def _stage(self) -> int:
         return self.geometry.stage_columns
+
+
+def expanding(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
+    """The recipe for many tokens, where weights are decoded once for a library's GEMM.
+
+    That of the fused product, unless scales belong to the sums of blocks: then binary16, rounded
+    once. Raises DeclarationError where there is none.
+    """
+    made = recipe(fmt, machine, activations)
+    if made.scales != SUMS:
+        return made
+    wide = recipe(fmt, machine, "float16")
+    return replace(wide, scales=REGISTERS)
 
 
 def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:

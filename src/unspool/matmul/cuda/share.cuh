@@ -14,14 +14,35 @@ struct Share {
     int first, last;  // units [first, last)
 };
 
+// units * blocks < 2**31 (checked by the host): a 64-bit division would be a call.
 UNSPOOL_DEVICE Share share_of(int block, int blocks, int units) {
-    const long long all = units;
-    return {int(all * block / blocks), int(all * (block + 1) / blocks)};
+    return {int(word(units) * word(block) / word(blocks)),
+            int(word(units) * word(block + 1) / word(blocks))};
 }
 
 // The block that has a unit; the inverse of share_of.
 UNSPOOL_DEVICE int owner_of(int unit, int blocks, int units) {
-    return int(((unit + 1LL) * blocks - 1) / units);
+    return int((word(unit + 1) * word(blocks) - 1) / word(units));
+}
+
+// The part of a share that lies in one row block: stages [first, last).
+struct Stretch {
+    int row_block, first, last;
+};
+
+UNSPOOL_DEVICE Stretch stretch_at(int unit, const Share& share, int stages) {
+    const int row_block = unit / stages, first = unit - row_block * stages;
+    const int left = share.last - unit;
+    return {row_block, first, first + left < stages ? first + left : stages};
+}
+
+// Which of the slots in flight a unit has, and how often they have gone round (its parity).
+struct Turn {
+    int slot, round;
+};
+
+UNSPOOL_DEVICE void advance(Turn& turn) {
+    if (++turn.slot == slots) turn.slot = 0, turn.round ^= 1;
 }
 
 // Where a block leaves its part of a row block: it has two such at most, its first and its last.

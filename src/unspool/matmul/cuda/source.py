@@ -33,11 +33,18 @@ LOOP_THREADS: Mapping[str, int] = {
 
 SCALE_MODES = (ROW, SUMS, REGISTERS)
 
-OUTPUTS: Mapping[str, tuple[int, int]] = {"float32": (32, 0), "float16": (16, 0), "bfloat16": (16, 1)}
+OUTPUTS: Mapping[str, tuple[int, int]] = {
+    "float32": (32, 0),
+    "float16": (16, 0),
+    "bfloat16": (16, 1),
+}
 """Type of inputs and outputs -> its bits, and whether it is bfloat16."""
 
 PROMOTED_STAGES = 4
 """wgmma's FP8 sums keep some 14 bits; with several terms they are added in FP32 so often."""
+
+UNROLLED_WITH_SUMS = 2
+"""Steps unrolled where sums of blocks are held beside those of rows: more would spill."""
 
 ROTATE_THREADS = 512
 ROTATE_WARPS = 16
@@ -67,14 +74,11 @@ def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Ke
         "output_bfloat": OUTPUTS[output][1],
         "promote_stages": PROMOTED_STAGES if made.loop == "wgmma" and made.terms > 1 else 0,
     }
-    lowering = made.geometry.lowering
     text = "".join((
-        *_hardware(),
-        _made(constants),
-        f"#define UNSPOOL_ENTRIES {int(bool(lowering.table))}\n",
-        f"#define UNSPOOL_HELD {int(bool(lowering.held))}\n",
-        emit(lowering),
-        *(_file(name) for name in ("arguments.cuh", "share.cuh", "weights.cuh", "finish.cuh")),
+        *_hardware(LOOP_THREADS[made.loop]),
+        *_decoder(made, constants),
+        *(_file(name) for name in ("share.cuh", "finish.cuh")),
+        _wgmma(made, tokens * made.terms) if made.loop == "wgmma" else "",
         *(_file(name) for name in _LOOP_FILES[made.loop]),
         _entry("multiply", "Arguments"),
     ))  # fmt: skip
@@ -102,7 +106,7 @@ def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Ke
     }
     factor = f"constexpr float rotation_factor = {_float(1 / math.sqrt(size or 1))};\n"
     text = "".join((
-        *_hardware(), _made(constants, factor), "namespace unspool::code_0 {}\n",
+        *_hardware(ROTATE_THREADS), _made(constants, factor), "namespace unspool::code_0 {}\n",
         _file("arguments.cuh"), _file("activations.cuh"), _entry("prepare", "ActivationArguments"),
     ))  # fmt: skip
     return Kernel(
@@ -111,6 +115,30 @@ def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Ke
         architecture=made.machine.architecture,
         threads=ROTATE_THREADS,
         shared_bytes=4 * ROTATE_WARPS,
+    )
+
+
+def expand_kernel(made: Recipe) -> Kernel:
+    """All weights decoded to a row-major matrix of operands, columns in the order of a step.
+
+    Raises DeclarationError where scales belong to sums: such a recipe has no single operand.
+    """
+    if made.scales == SUMS:
+        raise DeclarationError("scales of blocks are not in the operands", where=made.format.name)
+    lowering = made.geometry.lowering
+    shared = made.unit_bytes + 4 * len(lowering.table)
+    text = "".join((
+        *_hardware(THREADS),
+        *_decoder(made, _constants(made, 8)),
+        _file("expand.cuh"),
+        _entry("expand", "ExpandArguments"),
+    ))  # fmt: skip
+    return Kernel(
+        name="unspool_expand",
+        source=text,
+        architecture=made.machine.architecture,
+        threads=THREADS,
+        shared_bytes=shared,
     )
 
 
@@ -165,10 +193,23 @@ def _constants(made: Recipe, tokens: int) -> dict[str, int | str]:
         "unit_bytes": made.unit_bytes,
         "level_steps": made.level_steps,
         "scale_mode": SCALE_MODES.index(made.scales),
+        "unrolled_steps": UNROLLED_WITH_SUMS if sums else geometry.steps,
         "scale_block": block or 1,
         "scale_steps": min(block // geometry.step_columns, geometry.steps) if sums and block else 1,
         **{f"in_{mode}": number for number, mode in enumerate(SCALE_MODES)},
     }
+
+
+def _decoder(made: Recipe, constants: Mapping[str, int | str]) -> tuple[str, ...]:
+    """Constants, the emitted decoder, and from stored words to operand A."""
+    lowering = made.geometry.lowering
+    return (
+        _made(constants),
+        f"#define UNSPOOL_ENTRIES {int(bool(lowering.table))}\n",
+        f"#define UNSPOOL_HELD {int(bool(lowering.held))}\n",
+        emit(lowering),
+        *(_file(name) for name in ("arguments.cuh", "weights.cuh")),
+    )
 
 
 def _made(constants: Mapping[str, int | str], more: str = "") -> str:
@@ -177,6 +218,30 @@ def _made(constants: Mapping[str, int | str], more: str = "") -> str:
         kind = "Kind" if isinstance(value, str) else "int"
         lines.append(f"constexpr {kind} {name} = {value};\n")
     return f"namespace unspool::made {{\n{''.join(lines)}{more}}}  // namespace\n\n"
+
+
+def _wgmma(made: Recipe, columns: int) -> str:
+    """The product of a warpgroup, spelled for its columns: a register list has no loop in PTX."""
+    wide = made.kind == "f16"
+    sums = [f"%{i}" for i in range(columns // 2)]
+    operands = [f"%{columns // 2 + i}" for i in range(5)]
+    types = "f16.f16" if wide else f"{made.kind}.e4m3"
+    spelled = f"wgmma.mma_async.sync.aligned.m64n{columns}k{16 if wide else 32}.f32.{types}"
+    outputs = ", ".join(f'"+f"(d[{i}])' for i in range(columns // 2))
+    inputs = ", ".join(f'"r"(a[{i}])' for i in range(4))
+    tail = "1, 1, 1, 0" if wide else "1, 1, 1"
+    return f"""#ifdef __CUDACC__
+namespace unspool {{
+template <Kind, int>
+UNSPOOL_DEVICE void wgmma(
+    float (&d)[{columns // 2}], const word (&a)[4], unsigned long long b) {{
+    asm volatile("{spelled} {{{", ".join(sums)}}}, "
+                 "{{{", ".join(operands[:4])}}}, {operands[4]}, {tail};"
+                 : {outputs} : {inputs}, "l"(b));
+}}
+}}  // namespace
+#endif
+"""
 
 
 def _entry(function: str, arguments: str) -> str:
@@ -191,8 +256,12 @@ def _float(value: float) -> str:
     return f"{value.hex()}f"
 
 
-def _hardware() -> tuple[str, ...]:
-    return header(), *(_file(f"hardware/{name}.cuh") for name in HARDWARE)
+def _hardware(threads: int) -> tuple[str, ...]:
+    return (
+        header(),
+        f"#define UNSPOOL_THREADS {threads}\n",
+        *(_file(f"hardware/{name}.cuh") for name in HARDWARE),
+    )
 
 
 def _file(name: str) -> str:

@@ -22,6 +22,7 @@ constexpr int memory_columns = used_columns <= 64 ? 64 : used_columns <= 128 ? 1
                              : used_columns <= 256 ? 256 : 512;
 static_assert(used_columns <= 512, "tensor memory has 512 columns");
 static_assert(columns % 16 == 0, "products of 128 rows have columns in sixteens");
+static_assert(steps % 2 == 0, "the two buffers of operand A take turns");
 
 // Barriers beside the pipeline's.
 struct Handshake {
@@ -61,7 +62,7 @@ UNSPOOL_DEVICE void store_weights(const Weights& weights, word buffer, int warp)
     for (int q = 0; q < slices; ++q)
 #pragma unroll
         for (int j = 0; j < products; ++j)
-            tmem_store<2>(lanes_of(buffer + (j / 2 * slices + q) * 8, warp, j % 2), weights[q][j]);
+            tmem_store(lanes_of(buffer + (j / 2 * slices + q) * 8, warp, j % 2), weights[q][j]);
     tmem_store_wait();
     tmem_fence_before();
 }
@@ -81,52 +82,75 @@ UNSPOOL_DEVICE void load_sums(Sums& part, word sums, int warp) {
     tmem_fence_before();
 }
 
+// What a decoding thread keeps.
+struct Decoder {
+    Tables tables;
+    Sums sums;
+    Turn turn;   // of the stages
+    int round;   // of the two buffers of operand A
+    int parts;   // parity of the sums read so far
+};
+
+UNSPOOL_DEVICE void read_sums(
+    const Handshake& hands, Sums& sums, word memory, int warp, Decoder& mine) {
+    barrier_wait(hands.sums_ready, mine.parts);
+    mine.parts ^= 1;
+    load_sums(sums, memory, warp);
+    barrier_arrive(hands.sums_free);
+}
+
+// One step: words to operand A in tensor memory; at the end of a part, its sums to registers.
+UNSPOOL_DEVICE void decode_one(
+    const Pipeline& pipeline, const Handshake& hands, const char* stage, int step,
+    const Place& place, word memory, Decoder& mine) {
+    const char* scales = stage + code_bytes;
+    word words[step_words];
+    Weights weights;
+    load_words(stage + 4 * threads * step_words * step, place.thread, words);
+    decode_step(words, mine.tables, weights);
+    if (scale_mode == in_registers) scale_step(scales, step, place, weights);
+    const int buffer = step % 2;
+    barrier_wait(hands.free + buffer, mine.round ^ 1);
+    tmem_fence_after();
+    store_weights(weights, memory + sum_columns + buffer * operand_columns, place.warp);
+    barrier_arrive(hands.ready + buffer);
+    if (buffer) mine.round ^= 1;
+    if (scale_mode != in_sums || (step + 1) % scale_steps) return;
+    Sums part;
+    read_sums(hands, part, memory, place.warp, mine);
+    add_scaled(mine.sums, part, scales, step / scale_steps, place.ring);
+}
+
 // Warps 0-3.
 UNSPOOL_DEVICE void decode_all(
     const Pipeline& pipeline, const Handshake& hands, const Share& share, const Arguments& a,
     int tile, int expert, const Place& place, word memory, char* flag) {
-    Tables tables;
-    fill_tables(tables, flag + 16, place.thread);
+    Decoder mine;
+    mine.turn = {0, 0}, mine.round = mine.parts = 0;
+    fill_tables(mine.tables, flag + 16, place.thread);
     sync_named(1, decoders);
-    Sums sums;
-    int parts = 0;
-    for (int unit = share.first; unit < share.last; ++unit) {
-        const int turn = unit - share.first, slot = turn % slots;
-        const int row_block = unit / a.stages, stage = unit % a.stages;
-        const bool last = stage + 1 == a.stages || unit + 1 == share.last;
-        const char *codes = pipeline.stages + slot * stage_bytes, *scales = codes + code_bytes;
-        if (turn == 0 || stage == 0) {
-            clear(sums);
-            if (level_steps == 0) fill_levels(tables, a, expert, row_block, 0, place.ring);
+    for (int unit = share.first; unit < share.last;) {
+        const Stretch stretch = stretch_at(unit, share, a.stages);
+        clear(mine.sums);
+        if (level_steps == 0)
+            fill_levels(mine.tables, a, expert, stretch.row_block, 0, place.ring);
+#pragma unroll 1
+        for (int stage = stretch.first; stage < stretch.last; ++stage, ++unit) {
+            const int slot = mine.turn.slot;
+            barrier_wait(pipeline.full + slot, mine.turn.round);
+#pragma unroll unrolled_steps
+            for (int step = 0; step < steps; ++step) {
+                if (level_steps > 0 && step % level_steps == 0)
+                    fill_levels(mine.tables, a, expert, stretch.row_block,
+                                (stage * steps + step) / level_steps, place.ring);
+                decode_one(pipeline, hands, pipeline.stages + slot * stage_bytes, step, place,
+                           memory, mine);
+            }
+            barrier_arrive(pipeline.empty + slot);
+            advance(mine.turn);
         }
-        barrier_wait(pipeline.full + slot, turn / slots % 2);
-#pragma unroll
-        for (int step = 0; step < steps; ++step) {
-            if (level_steps > 0 && step % level_steps == 0)
-                fill_levels(tables, a, expert, row_block, (stage * steps + step) / level_steps,
-                            place.ring);
-            word words[step_words];
-            Weights weights;
-            load_words(codes + 4 * threads * step_words * step, place.thread, words);
-            decode_step(words, tables, weights);
-            if (scale_mode == in_registers) scale_step(scales, step, place, weights);
-            const int count = turn * steps + step, buffer = count % 2;
-            barrier_wait(hands.free + buffer, count / 2 % 2 ^ 1);
-            tmem_fence_after();
-            store_weights(weights, memory + sum_columns + buffer * operand_columns, place.warp);
-            barrier_arrive(hands.ready + buffer);
-            if (!ends_part(step, last)) continue;
-            Sums part;
-            barrier_wait(hands.sums_ready, parts++ % 2);
-            load_sums(part, memory, place.warp);
-            barrier_arrive(hands.sums_free);
-            if (scale_mode == in_sums)
-                add_scaled(sums, part, scales, step / scale_steps, place.ring);
-            else
-                copy(sums, part);
-        }
-        barrier_arrive(pipeline.empty + slot);
-        if (last) finish(sums, a, tile, expert, row_block, place, flag);
+        if (scale_mode != in_sums) read_sums(hands, mine.sums, memory, place.warp, mine);
+        finish(mine.sums, a, tile, expert, stretch.row_block, place, flag);
     }
 }
 
@@ -134,18 +158,19 @@ UNSPOOL_DEVICE void decode_all(
 UNSPOOL_DEVICE void issue_all(
     const Pipeline& pipeline, const Handshake& hands, const Share& share, const Arguments& a,
     word memory) {
-    int parts = 0;
+    Turn turn = {0, 0};
+    int round = 0, parts = 0, stage = share.first % a.stages;
     bool begins = true;  // a part: its first products do not add
-    for (int unit = share.first; unit < share.last; ++unit) {
-        const int turn = unit - share.first, slot = turn % slots;
-        const bool last = (unit + 1) % a.stages == 0 || unit + 1 == share.last;
-        const char* tokens_of = pipeline.stages + slot * stage_bytes + unit_bytes;
-        barrier_wait(pipeline.full + slot, turn / slots % 2);
+    for (int unit = share.first; unit < share.last; ++unit, advance(turn)) {
+        const bool last = stage + 1 == a.stages || unit + 1 == share.last;
+        stage = stage + 1 == a.stages ? 0 : stage + 1;
+        const char* tokens_of = pipeline.stages + turn.slot * stage_bytes + unit_bytes;
+        barrier_wait(pipeline.full + turn.slot, turn.round);
         for (int step = 0; step < steps; ++step) {
-            const int count = turn * steps + step, buffer = count % 2;
+            const int buffer = step % 2;
             const word operand = memory + sum_columns + buffer * operand_columns;
-            barrier_wait(hands.ready + buffer, count / 2 % 2);
-            if (begins) barrier_wait(hands.sums_free, parts % 2 ^ 1);
+            barrier_wait(hands.ready + buffer, round);
+            if (begins) barrier_wait(hands.sums_free, parts ^ 1);
             tmem_fence_after();
             for (int q = 0; q < slices; ++q)
                 for (int tile = 0; tile < tiles; ++tile)
@@ -154,10 +179,11 @@ UNSPOOL_DEVICE void issue_all(
                                                    128 * column_blocks, 128),
                                    columns, !begins || q > 0);
             tmem_commit(hands.free + buffer);
+            round ^= buffer;
             begins = ends_part(step, last);
-            if (begins) tmem_commit(hands.sums_ready), ++parts;
+            if (begins) tmem_commit(hands.sums_ready), parts ^= 1;
         }
-        tmem_commit(pipeline.empty + slot);
+        tmem_commit(pipeline.empty + turn.slot);
     }
 }
 
@@ -165,8 +191,7 @@ UNSPOOL_DEVICE void multiply(const Arguments& a) {
     const int thread = thread_index(), warp = thread / 32, tile = block_index_y();
     const int expert = a.experts ? load_global<int>(a.experts + tile) : 0;
     if (expert < 0) return;
-    const int units = a.row_blocks * a.stages;
-    const Share share = share_of(block_index(), block_count(), units);
+    const Share share = share_of(block_index(), block_count(), a.row_blocks * a.stages);
     const Pipeline pipeline = pipeline_in(shared_memory());
     char* behind = pipeline.stages + pipeline_bytes;
     const Handshake hands = handshake_in(behind);
@@ -182,8 +207,7 @@ UNSPOOL_DEVICE void multiply(const Arguments& a) {
         decode_all(pipeline, hands, share, a, tile, expert, place_of(thread), memory, flag);
         tmem_fence_before();
     } else if (warp == 4 && elect_one()) {
-        bring(pipeline, share, a.weights + 1LL * expert * units * unit_bytes,
-              a.activations + 1LL * tile * a.stages * activation_bytes, a.stages);
+        bring(pipeline, share, a, tile, expert);
     } else if (warp == 5 && elect_one()) {
         issue_all(pipeline, hands, share, a, memory);
     }

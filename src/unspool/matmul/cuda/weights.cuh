@@ -19,25 +19,23 @@ struct Tables {
     word levels[code_0::level_count + code_0::held_count + 1];
 };
 
+// Vectors of sixteen bytes, then eight and four where words are left (geometry.py).
 UNSPOOL_DEVICE void load_words(const char* step, int thread, word (&words)[step_words]) {
-    const char* at = step;
+    constexpr int quads = step_words / 4, rest = 4 * quads;
 #pragma unroll
-    for (int first = 0; first < step_words;) {
-        const int left = step_words - first;
-        if (left >= 4) {
-            const Quad four = load_shared<Quad>(at + 16 * thread);
-            words[first] = four.x, words[first + 1] = four.y;
-            words[first + 2] = four.z, words[first + 3] = four.w;
-            at += 16 * threads, first += 4;
-        } else if (left >= 2) {
-            const Pair two = load_shared<Pair>(at + 8 * thread);
-            words[first] = two.x, words[first + 1] = two.y;
-            at += 8 * threads, first += 2;
-        } else {
-            words[first] = load_shared<word>(at + 4 * thread);
-            at += 4 * threads, first += 1;
-        }
+    for (int i = 0; i < quads; ++i) {
+        const Quad four = load_shared<Quad>(step + 16 * (threads * i + thread));
+        words[4 * i] = four.x, words[4 * i + 1] = four.y;
+        words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
     }
+    const char* behind = step + 16 * threads * quads;
+    if constexpr (step_words % 4 >= 2) {
+        const Pair two = load_shared<Pair>(behind + 8 * thread);
+        words[rest] = two.x, words[rest + 1] = two.y;
+    }
+    if constexpr (step_words % 2)
+        words[step_words - 1] =
+            load_shared<word>(behind + 8 * threads * (step_words % 4 / 2) + 4 * thread);
 }
 
 // Entries of the decoder's table to shared memory, constants to registers; once per block.
@@ -49,7 +47,11 @@ UNSPOOL_DEVICE void fill_tables(Tables& tables, char* shared, int thread) {
 #endif
 #if UNSPOOL_HELD
 #pragma unroll
-    for (int i = 0; i < held_count; ++i) tables.levels[level_count + i] = held[i];
+    for (int i = 0; i < held_count; ++i) {
+        // volatile: of known constants the compiler makes moves, 0.2 instructions per weight
+        const volatile word& constant = held[i];
+        tables.levels[level_count + i] = constant;
+    }
 #endif
     (void)shared, (void)thread;
 }

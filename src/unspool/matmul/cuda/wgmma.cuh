@@ -12,17 +12,19 @@ namespace unspool {
 constexpr int consumers = threads;  // one warpgroup; one more warp brings the stages
 static_assert(steps % 2 == 0, "two sets of registers take turns");
 
-UNSPOOL_DEVICE unsigned long long tokens_at(const char* slice) {
-    return descriptor(slice, 128 * column_blocks, 128);  // half to half, column block to block
+// Half to half of a slice, column block to column block. Slices follow in steps of 16 bytes.
+UNSPOOL_DEVICE unsigned long long tokens_at(const char* stage) {
+    return descriptor(stage, 128 * column_blocks, 128);
 }
 
-UNSPOOL_DEVICE void multiply_step(const Weights& weights, const char* tokens_of, Sums& sums) {
+UNSPOOL_DEVICE void multiply_step(
+    const Weights& weights, unsigned long long tokens_of, Sums& sums) {
     wgmma_fence();
 #pragma unroll
     for (int q = 0; q < slices; ++q)
 #pragma unroll
         for (int j = 0; j < products; ++j)
-            wgmma<kind, columns>(sums[j], weights[q][j], tokens_at(tokens_of + 32 * columns * q));
+            wgmma<kind, columns>(sums[j], weights[q][j], tokens_of + 2 * columns * q);
     wgmma_commit();
 }
 
@@ -48,8 +50,9 @@ constexpr bool in_parts = scale_mode == in_sums || promote_stages > 0;
 UNSPOOL_DEVICE void use_stage(
     const char* stage, const Arguments& a, int expert, int row_block, int stage_number, bool last,
     const Place& place, Consumer& mine, Barrier* previous) {
-    const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
-#pragma unroll
+    const char* scales = stage + code_bytes;
+    const unsigned long long tokens_of = tokens_at(stage + unit_bytes);
+#pragma unroll unrolled_steps
     for (int step = 0; step < steps; ++step) {
         if (level_steps > 0 && step % level_steps == 0)
             fill_levels(mine.tables, a, expert, row_block,
@@ -61,7 +64,7 @@ UNSPOOL_DEVICE void use_stage(
         Weights& weights = mine.weights[step % 2];
         decode_step(words, mine.tables, weights);
         if (scale_mode == in_registers) scale_step(scales, step, place, weights);
-        multiply_step(weights, activations + 32 * columns * slices * step,
+        multiply_step(weights, tokens_of + 2 * columns * slices * step,
                       in_parts ? mine.part : mine.sums);
         if (scale_mode == in_sums && (step + 1) % scale_steps == 0) {
             wgmma_wait<0>();
@@ -82,23 +85,23 @@ UNSPOOL_DEVICE void consume(
     Consumer mine;
     fill_tables(mine.tables, flag + 16, place.thread);
     sync_named(1, consumers);
-    clear(mine.part);
-    Barrier* previous = nullptr;
-    for (int unit = share.first; unit < share.last; ++unit) {
-        const int turn = unit - share.first, slot = turn % slots;
-        const int row_block = unit / a.stages, stage = unit % a.stages;
-        const bool last = stage + 1 == a.stages || unit + 1 == share.last;
-        if (turn == 0 || stage == 0) {
-            clear(mine.sums);
-            if (level_steps == 0) fill_levels(mine.tables, a, expert, row_block, 0, place.ring);
+    Barrier* previous = nullptr;  // of the stage before, which is read until its products are done
+    Turn turn = {0, 0};
+    for (int unit = share.first; unit < share.last;) {
+        const Stretch stretch = stretch_at(unit, share, a.stages);
+        clear(mine.sums);
+        clear(mine.part);
+        if (level_steps == 0)
+            fill_levels(mine.tables, a, expert, stretch.row_block, 0, place.ring);
+#pragma unroll 1
+        for (int stage = stretch.first; stage < stretch.last; ++stage, ++unit, advance(turn)) {
+            barrier_wait(pipeline.full + turn.slot, turn.round);
+            use_stage(pipeline.stages + turn.slot * stage_bytes, a, expert, stretch.row_block,
+                      stage, stage + 1 == stretch.last, place, mine, previous);
+            previous = pipeline.empty + turn.slot;
         }
-        barrier_wait(pipeline.full + slot, turn / slots % 2);
-        use_stage(pipeline.stages + slot * stage_bytes, a, expert, row_block, stage, last, place,
-                  mine, previous);
-        previous = pipeline.empty + slot;
-        if (!last) continue;
         wgmma_wait<0>();
-        finish(mine.sums, a, tile, expert, row_block, place, flag);
+        finish(mine.sums, a, tile, expert, stretch.row_block, place, flag);
     }
 }
 
@@ -106,18 +109,15 @@ UNSPOOL_DEVICE void multiply(const Arguments& a) {
     const int thread = thread_index(), tile = block_index_y();
     const int expert = a.experts ? load_global<int>(a.experts + tile) : 0;
     if (expert < 0) return;
-    const int units = a.row_blocks * a.stages;
-    const Share share = share_of(block_index(), block_count(), units);
+    const Share share = share_of(block_index(), block_count(), a.row_blocks * a.stages);
     const Pipeline pipeline = pipeline_in(shared_memory());
     if (thread == 0) open_pipeline(pipeline, consumers);
     sync_block();
-    if (thread < consumers) {
+    if (thread < consumers)
         consume(pipeline, share, a, tile, expert, place_of(thread),
                 pipeline.stages + pipeline_bytes);
-    } else if (elect_one()) {
-        bring(pipeline, share, a.weights + 1LL * expert * units * unit_bytes,
-              a.activations + 1LL * tile * a.stages * activation_bytes, a.stages);
-    }
+    else if (elect_one())
+        bring(pipeline, share, a, tile, expert);
 }
 
 }  // namespace unspool

@@ -1,0 +1,147 @@
+// What kernels see of the twins: wrappers declared, templates thin. The rest is compiled once.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace unspool {
+
+struct alignas(8) Pair {
+    word x, y;
+};
+struct alignas(16) Quad {
+    word x, y, z, w;
+};
+struct alignas(8) Barrier {
+    unsigned long long state;
+};
+
+// What stands in operand A; operand B is binary16 for f16, E4M3 for all others.
+enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2 };
+
+int thread_index();
+int lane_index();
+int block_index();
+int block_index_y();
+int block_count();
+char* shared_memory();
+word shared_address(const void* at);
+
+namespace host {
+
+void check_shared_read(const void* at, int bytes, int alignment);
+void check_shared_write(const void* at, int bytes, int alignment);
+void check_global_read(const void* at, int bytes, int alignment, bool fresh);
+void check_global_write(const void* at, int bytes, int alignment);
+void wait_for_copies(int pending);
+void warp_mma(Kind kind, float* d, const word* a, word b0, word b1);
+void group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b);
+void wait_for_groups(int pending);
+void tensor_mma(
+    Kind kind, word what, word d, word a, unsigned long long b, int n, bool accumulate);
+
+}  // namespace host
+
+template <class T>
+T load_shared(const void* at) {
+    host::check_shared_read(at, sizeof(T), alignof(T));
+    T value;
+    std::memcpy(&value, at, sizeof(T));
+    return value;
+}
+template <class T>
+void store_shared(void* at, T value) {
+    host::check_shared_write(at, sizeof(T), alignof(T));
+    std::memcpy(at, &value, sizeof(T));
+}
+template <class T>
+T load_global(const void* at) {
+    host::check_global_read(at, sizeof(T), alignof(T), false);
+    T value;
+    std::memcpy(&value, at, sizeof(T));
+    return value;
+}
+template <class T>
+T load_global_fresh(const void* at) {
+    host::check_global_read(at, sizeof(T), alignof(T), true);
+    T value;
+    std::memcpy(&value, at, sizeof(T));
+    return value;
+}
+template <class T>
+void store_global(void* at, T value) {
+    host::check_global_write(at, sizeof(T), alignof(T));
+    std::memcpy(at, &value, sizeof(T));
+}
+int atomic_add(int* at, int amount);
+void fence_global();
+
+void sync_block();
+void sync_named(int id, int threads);
+void sync_warp();
+word shuffle_xor(word value, int mask);
+float shuffle_xor(float value, int mask);
+bool elect_one();
+
+void copy_async(void* shared, const void* global);
+void copy_commit();
+template <int pending>
+void copy_wait() {
+    host::wait_for_copies(pending);
+}
+void barrier_init(Barrier* barrier, int arrivals);
+void barrier_init_fence();
+void barrier_arrive(Barrier* barrier);
+void barrier_expect(Barrier* barrier, int bytes);
+void barrier_wait(Barrier* barrier, int parity);
+void copy_bulk(void* shared, const void* global, int bytes, Barrier* barrier);
+void copy_bulk_once(void* shared, const void* global, int bytes, Barrier* barrier);
+
+word f16_of(float value);
+float value_of_f16(word bits);
+word bf16_of(float value);
+word e4m3_of(float value);
+float value_of_e4m3(word bits);
+
+void load_matrices(word (&r)[4], const void* row);
+void load_matrices(word (&r)[2], const void* row);
+template <Kind kind>
+void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
+    host::warp_mma(kind, d, a, b0, b1);
+}
+
+void wgmma_fence();
+void wgmma_commit();
+template <Kind kind, int n>
+void wgmma(float (&d)[n / 2], const word (&a)[4], unsigned long long b) {
+    host::group_mma(kind, n, d, a, b);
+}
+template <int pending>
+void wgmma_wait() {
+    host::wait_for_groups(pending);
+}
+
+void tmem_allocate(word* slot, int columns);
+void tmem_release(word address, int columns);
+void tmem_store(word address, const word (&r)[4]);
+void tmem_store_wait();
+void tmem_load_fragment(word address, float (&r)[4]);
+void tmem_load_wait();
+void tmem_fence_before();
+void tmem_fence_after();
+UNSPOOL_DEVICE constexpr word product_of(Kind kind, int n);  // hardware/tensor_memory.cuh
+template <Kind kind>
+void tmem_mma(word d, word a, unsigned long long b, int n, bool accumulate) {
+    host::tensor_mma(kind, product_of(kind, n), d, a, b, n, accumulate);
+}
+void tmem_commit(Barrier* barrier);
+
+}  // namespace unspool
+
+#define UNSPOOL_KERNEL(name, type, argument)                       \
+    static void name##_body(const type argument);                  \
+    extern "C" void name(const void* given) {                      \
+        name##_body(*static_cast<const type*>(given));             \
+    }                                                              \
+    static void name##_body(const type argument)

@@ -1,0 +1,58 @@
+// Narrow floats: their values, and the nearest of them.
+#pragma once
+
+#include "memory.hpp"
+
+namespace unspool::host {
+
+// Values of a byte as operand A or B has it.
+using ByteValues = std::vector<double>;
+
+inline ByteValues byte_values(int exponents, int mantissas, int shift, bool ieee, bool nan_on_top) {
+    ByteValues values(256);
+    const int bits = 1 + exponents + mantissas;
+    for (int byte = 0; byte < 256; ++byte) {
+        const word field = word(byte >> shift) & ((1u << bits) - 1);
+        const word top = (1u << (bits - 1)) - 1;
+        values[byte] = small_float(field, exponents, mantissas, ieee);
+        if (nan_on_top && (field & top) == top) values[byte] = NAN;
+    }
+    return values;
+}
+
+inline const ByteValues& e4m3_values() {
+    static const ByteValues values = byte_values(4, 3, 0, false, true);
+    return values;
+}
+
+// The nearest of the finite E4M3, ties to the even pattern; beyond 448 it is 448.
+inline word nearest_e4m3(float value) {
+    if (std::isnan(value)) return 0x7F;
+    const word sign = std::signbit(value) ? 0x80 : 0;
+    const double magnitude = std::fabs(double(value));
+    word best = 0;
+    for (word bits = 1; bits < 0x7F; ++bits) {
+        const double gained = std::fabs(e4m3_values()[bits] - magnitude);
+        const double had = std::fabs(e4m3_values()[best] - magnitude);
+        if (gained < had || (gained == had && bits % 2 == 0)) best = bits;
+    }
+    return sign | best;
+}
+
+}  // namespace unspool::host
+
+namespace unspool {
+
+word f16_of(float value) { return half_bits(value); }
+float value_of_f16(word bits) { return float(half_value(bits)); }
+word e4m3_of(float value) { return host::nearest_e4m3(value); }
+float value_of_e4m3(word bits) { return float(host::e4m3_values()[bits & 0xFF]); }
+
+word bf16_of(float value) {
+    word bits;
+    std::memcpy(&bits, &value, 4);
+    if (std::isnan(value)) return 0x7FFF;
+    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
+
+}  // namespace unspool

@@ -1,0 +1,106 @@
+// mma.sync, ldmatrix and wgmma. A slice's products are summed in double and rounded once to FP32
+// when they are added: hardware keeps fewer bits (FP8 of sm_90 some 14), which no twin can settle.
+#pragma once
+
+#include "copies.hpp"
+#include "fragments.hpp"
+#include "numbers.hpp"
+
+namespace unspool::host {
+
+constexpr int slice_words = 8;
+
+inline const ByteValues& a_values(Kind kind) {
+    static const ByteValues e5m2 = byte_values(5, 2, 0, true, false);
+    static const ByteValues e2m1 = byte_values(2, 1, 2, false, false);
+    static const ByteValues e2m3 = byte_values(2, 3, 0, false, false);
+    static const ByteValues e3m2 = byte_values(3, 2, 0, false, false);
+    switch (kind) {
+        case Kind::e5m2: return e5m2;
+        case Kind::f8f6f4_e2m1: return e2m1;
+        case Kind::f8f6f4_e2m3: return e2m3;
+        case Kind::f8f6f4_e3m2: return e3m2;
+        default: return e4m3_values();
+    }
+}
+
+// The sum of products of two words, one of A and one of B.
+inline double word_product(Kind kind, word a, word b) {
+    if (kind == Kind::f16)
+        return half_value(a) * half_value(b) + half_value(a >> 16) * half_value(b >> 16);
+    const ByteValues &left = a_values(kind), &right = e4m3_values();
+    double sum = 0;
+    for (int byte = 0; byte < 32; byte += 8)
+        sum += left[a >> byte & 0xFF] * right[b >> byte & 0xFF];
+    return sum;
+}
+
+template <class A, class B>
+float slice_product(Kind kind, float sum, const A& a, const B& b) {
+    double total = 0;
+    for (int i = 0; i < slice_words; ++i) total += word_product(kind, a(i), b(i));
+    return float(sum + total);
+}
+
+struct WarpProduct {
+    Kind kind;
+    float* d;
+    const word* a;
+    word b[2];
+};
+
+inline void warp_product(Meeting& meeting) {
+    word a[16][slice_words], b[8][slice_words];
+    for (int lane = 0; lane < warp_lanes; ++lane) {
+        const auto& mine = *static_cast<WarpProduct*>(meeting.arrived[lane].second);
+        for (int i = 0; i < 4; ++i) a[a_spot(lane, i).row][a_spot(lane, i).column] = mine.a[i];
+        for (int i = 0; i < 2; ++i) b[b_spot(lane, i).row][b_spot(lane, i).column] = mine.b[i];
+    }
+    for (int lane = 0; lane < warp_lanes; ++lane) {
+        const auto& mine = *static_cast<WarpProduct*>(meeting.arrived[lane].second);
+        for (int i = 0; i < 4; ++i) {
+            const Spot spot = d_spot(lane, i);
+            mine.d[i] = slice_product(mine.kind, mine.d[i],
+                                      [&](int w) { return a[spot.row][w]; },
+                                      [&](int w) { return b[spot.column][w]; });
+        }
+    }
+}
+
+struct MatrixLoad {
+    const void* row;
+    word* r;
+};
+
+inline void load_rows(const void* row, word* r, int count) {
+    MatrixLoad mine{row, r};
+    if (count == 2 && lane_index() >= 16) mine.row = nullptr;  // not looked at
+    Engine& all = *engine();
+    const char* what = count == 4 ? "load_matrices x4" : "load_matrices x2";
+    if (mine.row) read_shared(shared().offset(row, 16, 16), 16, me());
+    all.meet(all.warp_place(), what, warp_lanes, &mine, [&](Meeting& meeting) {
+        for (int lane = 0; lane < warp_lanes; ++lane)
+            for (int i = 0; i < count; ++i) {
+                const Spot spot = matrix_spot(lane, i);
+                auto& to = *static_cast<MatrixLoad*>(meeting.arrived[lane].second);
+                auto& from =
+                    *static_cast<MatrixLoad*>(meeting.arrived[spot.row].second);
+                std::memcpy(to.r + i, static_cast<const char*>(from.row) + 4 * spot.column, 4);
+            }
+    });
+}
+
+}  // namespace unspool::host
+
+namespace unspool {
+
+void load_matrices(word (&r)[4], const void* row) { host::load_rows(row, r, 4); }
+void load_matrices(word (&r)[2], const void* row) { host::load_rows(row, r, 2); }
+
+void host::warp_mma(Kind kind, float* d, const word* a, word b0, word b1) {
+    host::WarpProduct mine{kind, d, a, {b0, b1}};
+    host::Engine& all = *host::engine();
+    all.meet(all.warp_place(), "mma", host::warp_lanes, &mine, host::warp_product);
+}
+
+}  // namespace unspool

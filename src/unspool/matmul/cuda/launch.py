@@ -1,0 +1,148 @@
+"""A product as launches: tiles of tokens, blocks, workspaces, and the structs that kernels take."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from unspool.errors import UnspoolError
+from unspool.matmul.cuda.geometry import BLOCK_ROWS
+from unspool.matmul.cuda.recipe import Recipe
+from unspool.matmul.cuda.source import activation_bytes, shared_bytes
+
+MOST_PRODUCT = 1 << 31
+"""Units times blocks must be less: kernels divide in 32 bits."""
+
+TILE_COLUMNS = {"mma_sync": 64, "wgmma": 64, "tcgen05": 128}
+"""The most columns of a tile. A thread of mma.sync and wgmma holds half as many sums of four rows
+each in registers; those of tcgen05 are in tensor memory."""
+
+RESERVED = 1024
+"""Bytes of shared memory that CUDA takes of every block."""
+
+MOST_BLOCKS = 4
+"""Blocks of a multiprocessor: 16 warps hide latency, more only make more partial sums."""
+
+PROMOTED_COLUMNS = 32
+"""The same where wgmma's sums are held twice: as they are, and added up in FP32."""
+
+
+class Arguments(ctypes.Structure):
+    """As `arguments.cuh` has them."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (
+            "weights", "activations", "row_scales", "token_scales", "levels", "experts", "targets",
+            "output", "partials", "arrivals",
+        )),
+        *((name, ctypes.c_int) for name in ("m", "n", "row_blocks", "stages", "across")),
+    ]  # fmt: skip
+
+
+class ActivationArguments(ctypes.Structure):
+    """As `activations.cuh` has them."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (
+            "input", "signs", "sources", "positions", "output", "token_scales",
+        )),
+        *((name, ctypes.c_int) for name in ("rows", "k", "stages")),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a product of m tokens is spread over a GPU.
+
+    Blocks and their shares depend on the matrix and the GPU, never on m: the sums of a token are
+    the same whatever batch it stands in.
+    """
+
+    recipe: Recipe
+    m: int
+    row_blocks: int
+    stages: int
+    #: tokens of a tile
+    tokens: int
+    #: blocks along x, each with the same number of units
+    blocks: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of tokens: blocks along y."""
+        return -(-self.m // self.tokens)
+
+    @property
+    def columns(self) -> int:
+        """Columns of a tile's product."""
+        return self.tokens * self.recipe.terms
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of all prepared activations."""
+        return self.tiles * self.stages * activation_bytes(self.recipe, self.tokens)
+
+    @property
+    def partial_bytes(self) -> int:
+        """Bytes of the sums that blocks leave for each other."""
+        return self.tiles * 2 * self.blocks * self.columns * BLOCK_ROWS * 4
+
+    @property
+    def arrivals(self) -> int:
+        """Counters, zero before the first launch; every launch leaves them so."""
+        return self.tiles * self.row_blocks
+
+
+def tokens_of(made: Recipe, m: int) -> int:
+    """Tokens of a tile: as few as hold m, in eights (sixteens of columns for tcgen05)."""
+    held_twice = made.scales == "sums" or (made.loop == "wgmma" and made.terms > 1)
+    most = PROMOTED_COLUMNS if held_twice and made.loop != "tcgen05" else TILE_COLUMNS[made.loop]
+    least = 16 if made.loop == "tcgen05" and made.terms % 2 else 8
+    wanted = max(least, 8 * -(-m // 8))
+    for tokens in (8, 16, 32, 64, 128):
+        if tokens >= least and (tokens >= wanted or 2 * tokens * made.terms > most):
+            return tokens
+    return 128
+
+
+SLOTS = range(6, 1, -1)
+"""Stages in flight: as many as leave room for a second block, for one can wait for the other."""
+
+
+def slots_of(made: Recipe, tokens: int, *, per_block: int, per_processor: int) -> tuple[int, int]:
+    """(stages in flight, blocks of a multiprocessor) in so many bytes of shared memory.
+
+    Raises UnspoolError where not even two stages fit.
+    """
+    for at_least in (2, 1):
+        for slots in SLOTS:
+            needed = shared_bytes(made, tokens=tokens, slots=slots) + RESERVED
+            blocks = per_processor // needed
+            if needed <= per_block + RESERVED and blocks >= at_least:
+                return slots, min(blocks, MOST_BLOCKS)
+    raise UnspoolError(
+        "two stages do not fit into shared memory",
+        where=f"{made.format.name} on {made.machine.name}, {tokens} tokens",
+        found=f"{shared_bytes(made, tokens=tokens, slots=2)} bytes",
+        allowed=per_block,
+    )
+
+
+def plan(
+    made: Recipe, m: int, row_blocks: int, stages: int, *, blocks: int, tokens: int | None = None
+) -> Plan:
+    """The plan for m tokens; `blocks` is how many the GPU runs at once, `tokens` those of a tile.
+
+    Raises UnspoolError for a matrix too large for a kernel's 32-bit arithmetic.
+    """
+    units = row_blocks * stages
+    if units * (blocks + 1) >= MOST_PRODUCT:
+        raise UnspoolError("a matrix is too large for one launch", found=f"{units} units")
+    return Plan(
+        recipe=made,
+        m=m,
+        row_blocks=row_blocks,
+        stages=stages,
+        tokens=tokens or tokens_of(made, m),
+        blocks=min(blocks, units),
+    )

@@ -1,0 +1,111 @@
+"""The main loop of a fused product, counted whole: decode, loads, products, addresses, control.
+
+The loop is found in the machine code: the shortest stretch between a label and a jump back to it
+in which weights reach the matrix unit. One turn of it is one stage, 256 rows x 256 columns over 128
+threads; where steps are a loop inside, that loop goes round several times for one turn of the next.
+What a warp of its own does beside it (bringing stages, issuing products) is not in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unspool.errors import UnspoolError
+from unspool.matmul.cuda.geometry import BLOCK_ROWS, THREADS
+from unspool.matmul.cuda.launch import tokens_of
+from unspool.matmul.cuda.recipe import SUMS, Recipe
+from unspool.matmul.cuda.source import UNROLLED_WITH_SUMS, Kernel, multiply_kernel
+from unspool.perf.count import DIGITS, count
+from unspool.perf.machine_code import instructions_of, kernels
+from unspool.perf.toolchain import Toolchain
+
+SLOTS = 4
+"""Stages in flight; no count depends on it."""
+
+_FEEDS = re.compile(r"^[HQI]MMA|^[HQI]GMMA|^STT")
+"""mma.sync, wgmma, and the store to tensor memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopCount:
+    """Instructions per weight of a main loop, uniform ones and control included."""
+
+    format: str
+    target: str
+    activations: str
+    kind: str
+    tokens: int
+    #: columns of the product: tokens times terms
+    columns: int
+    total: float
+    decode: float
+    #: by opcode, of one turn of the loop
+    opcodes: dict[str, int]
+    registers: int
+    spills: int
+    traps: tuple[str, ...]
+
+    @property
+    def beside(self) -> float:
+        """What the loop takes beside decoding."""
+        return round(self.total - self.decode, DIGITS)
+
+
+def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:
+    """Compiles a recipe's fused product for tiles that hold so many tokens and counts its loop.
+
+    Raises UnspoolError of the toolchain, or where the machine code has no such loop.
+    """
+    tile = tokens_of(made, tokens)
+    kernel = multiply_kernel(made, tokens=tile, output="bfloat16", slots=SLOTS)
+    cubin = tools.cubin(kernel.source, kernel.architecture)
+    text = tools.disassemble(cubin)
+    found = kernels(text, cubin)[kernel.name]
+    body = _stage(text, kernel, made)
+    (decoder,) = count([made.geometry.lowering], made.machine, tools)
+    weights = BLOCK_ROWS * made.geometry.stage_columns / THREADS
+    return LoopCount(
+        format=made.format.name,
+        target=made.machine.name,
+        activations=made.activations,
+        kind=made.kind,
+        tokens=tile,
+        columns=tile * made.terms,
+        total=round(sum(body.values()) / weights, DIGITS),
+        decode=decoder.total,
+        opcodes=dict(body.most_common()),
+        registers=found.registers,
+        spills=found.spills,
+        traps=tuple(t for t in found.traps if made.kind != "f16" or "emulated" not in t),
+    )
+
+
+def _stage(disassembly: str, kernel: Kernel, made: Recipe) -> Counter[str]:
+    """Opcodes of one stage."""
+    code = instructions_of(disassembly, kernel.name)
+    loops = [(target, last) for last, (_, target) in enumerate(code) if target is not None]
+    loops = [(first, last) for first, last in loops if first <= last]
+    feeding = [loop for loop in loops if any(_FEEDS.match(name) for name, _ in _body(code, loop))]
+    if not feeding:
+        raise UnspoolError("a kernel's machine code has no main loop", where=kernel.name)
+    inner = min(feeding, key=lambda loop: loop[1] - loop[0])
+    body = _opcodes(code, inner)
+    if made.scales != SUMS:
+        return body
+    turns = made.geometry.steps // UNROLLED_WITH_SUMS
+    around = [loop for loop in feeding if loop[0] <= inner[0] and inner[1] <= loop[1]]
+    outer = min((loop for loop in around if loop != inner), key=lambda loop: loop[1] - loop[0])
+    whole = _opcodes(code, outer)
+    return Counter({name: whole[name] + (turns - 1) * body[name] for name in whole})
+
+
+def _body(code: Sequence[tuple[str, int | None]], loop: tuple[int, int]) -> Sequence[Any]:
+    return code[loop[0] : loop[1] + 1]
+
+
+def _opcodes(code: Sequence[tuple[str, int | None]], loop: tuple[int, int]) -> Counter[str]:
+    return Counter(name.split(".")[0] for name, _ in _body(code, loop))

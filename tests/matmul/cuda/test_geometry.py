@@ -1,0 +1,102 @@
+"""Threads, slices and stored order: nothing is lost, nothing stands twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from unspool.decode.lower import lower, slots
+from unspool.decode.lowering import emitted, run
+from unspool.decode.machine import MACHINES, Machine
+from unspool.errors import DeclarationError
+from unspool.matmul.cuda.arrange import arrange
+from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, THREADS, Geometry, geometry
+from unspool.matmul.cuda.recipe import ACTIVATIONS, Recipe, recipe
+from unspool.matmul.reference import decode_values
+from unspool.pack.random import random_matrix
+from unspool.spec.catalog import FORMATS
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_steps_columns_stand_once_in_the_slots_of_its_slices(name):
+    code = FORMATS[name].code
+    for machine in (MACHINES["sm80"], MACHINES["sm90"], MACHINES["sm120"]):
+        for slot in slots(code, machine):
+            made = geometry(code, lower(code, slot, machine))
+            columns = made.columns()
+            assert columns.shape == (made.slices, 2, QUARTER, slot.per_register)
+            assert sorted(columns.reshape(-1)) == list(range(made.step_columns))
+            placed = columns.reshape(-1)[made.positions()]
+            assert (placed == np.arange(made.step_columns)).all()
+            assert sum(width for _, width in made.vectors) == made.step_words
+
+
+def stored_words(units: np.ndarray, made: Geometry) -> np.ndarray:
+    """Words `[row block, stage, step, thread, word]` as a kernel loads them."""
+    codes = np.ascontiguousarray(units[..., : made.code_bytes]).view("<u4")
+    steps = codes.reshape(*units.shape[:2], made.steps, -1)
+    parts, at = [], 0
+    for _, width in made.vectors:
+        part = steps[..., at : at + width * THREADS]
+        parts.append(part.reshape(*steps.shape[:3], THREADS, width))
+        at += width * THREADS
+    return np.concatenate(parts, axis=-1)
+
+
+def decoded(units: np.ndarray, made: Recipe, levels: np.ndarray) -> np.ndarray:
+    """Operand bits `[rows, columns]` of stored units, by the lowering in numpy."""
+    shape = made.geometry
+    words = stored_words(units, shape)
+    rings = words.reshape(*words.shape[:4], shape.rings, -1)
+    registers = run(shape.lowering, rings.reshape(-1, rings.shape[-1]), levels)
+    bits = emitted(shape.lowering, registers).reshape(*rings.shape[:5], ROWS, shape.tile_columns)
+    blocks, stages, steps = bits.shape[:3]
+    split = bits.reshape(blocks, stages, steps, BLOCK_ROWS // ROWS, QUARTER, *bits.shape[4:])
+    # block, ring down, row | stage, step, thread, ring, column
+    return split.transpose(0, 3, 6, 1, 2, 4, 5, 7).reshape(blocks * BLOCK_ROWS, -1)
+
+
+@pytest.mark.parametrize("name", ["t2-e2m1", "m3-e4m3", "v1.5-e2m1", "mxfp4", "t3.5-e2m3"])
+@pytest.mark.parametrize("machine", ["sm80", "sm90", "sm100"])
+def test_arranged_units_decode_to_the_matrix(name, machine):
+    made = recipe(FORMATS[name], MACHINES[machine])
+    matrix = random_matrix(made.format, 264, 640)
+    found = arrange(matrix, made)
+    bits = decoded(found.units, made, np.zeros(0, np.uint32))
+    slot = made.geometry.lowering.slot
+    values = slot.operand.values()[bits >> slot.low & ((1 << slot.operand.bits) - 1)]
+    n, k = made.format.padded(264, 640)
+    operands = values[:n, :k] * 2.0**-made.geometry.lowering.exponent
+    ones = replace(matrix, scale=None, tensor_scale=None)
+    np.testing.assert_array_equal(operands, decode_values(ones))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_runs_on_every_machine_and_what_does_not_has_a_reason(name):
+    for machine in MACHINES.values():
+        assert recipe(FORMATS[name], machine, "auto").geometry.steps % 2 == 0
+        for activations in ACTIVATIONS:
+            made, reason = attempt(name, machine, activations)
+            assert (made is None) == ("no product of" in reason)
+            assert made is None or made.geometry.code_bytes % 16 == made.unit_bytes % 16 == 0
+
+
+def attempt(name: str, machine: Machine, activations: str) -> tuple[Recipe | None, str]:
+    try:
+        return recipe(FORMATS[name], machine, activations), ""
+    except DeclarationError as error:
+        return None, str(error)
+
+
+def test_activations_that_do_not_exist_are_named():
+    with pytest.raises(DeclarationError, match=r"no such activations.*fp7.*fp8x2"):
+        recipe(FORMATS["t2-e2m1"], MACHINES["sm90"], "fp7")
+
+
+def test_tiles_of_other_heights_are_refused():
+    code = FORMATS["mxfp4"].code
+    lowering = lower(code, MACHINES["sm90"].slots[0], MACHINES["sm90"])
+    with pytest.raises(DeclarationError, match=r"no CUDA kernel for tiles.*16 x 8"):
+        geometry(replace(code, tile=(16, 8)), lowering)

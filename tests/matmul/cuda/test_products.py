@@ -1,0 +1,119 @@
+"""Fused products, run on the CPU thread by thread, against float64.
+
+The bound: FP32 sums of k terms, each rounded once per slice, and a few roundings of scales:
+(k / 16 + 8) * 2**-24 of the sum of magnitudes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+K = 520
+BOUND = (K / 16 + 8) * 2.0**-24
+
+#: each main loop with every way of decoding, scaling and containing; all others are marked slow
+QUICK = [
+    ("m2-e4m3-quick", "sm80", "auto"),
+    ("nvfp4", "sm80", "auto"),
+    ("t2-e2m1", "sm89", "auto"),
+    ("m2-e4m3", "sm90", "auto"),
+    ("mxfp4", "sm90", "auto"),
+    ("lut-b", "sm90", "fp8"),
+    ("nvfp4", "sm90", "auto"),
+    ("t3.5-e2m3", "sm90", "fp8x3"),
+    ("m2-e2m1", "sm100", "auto"),
+    ("int4", "sm100", "auto"),
+    ("nf4", "sm100", "auto"),
+    ("s3-e4m3", "sm120", "auto"),
+    ("v1.5-e2m1", "sm120", "fp8x3"),
+]
+NAMES = ("t1-e2m1", "t2.5-e2m3", "t4-e2m3", "m3-e2m3", "m3-e4m3", "s4-e4m3", "fp8-e4m3", "fp8-e5m2",
+         "mxfp8", "mxfp6-e2m3", "mxfp6-e3m2", "int8", "lut3-row", "m2-e4m3", "t2-e2m1")  # fmt: skip
+SLOW = [
+    pytest.param(name, machine, "auto", marks=pytest.mark.slow)
+    for name in NAMES
+    for machine in ("sm80", "sm89", "sm90", "sm100", "sm120")
+]
+
+
+@pytest.mark.parametrize(("name", "machine", "activations"), [*QUICK, *SLOW])
+def test_products_are_those_of_the_decoded_weights(
+    product, expected, tokens, name, machine, activations
+):
+    found, x = product(name, machine, activations, k=K), tokens(3, K)
+    want, magnitude = expected(found, x)
+    error = np.abs(found(x) - want) / magnitude
+    assert error.max() <= BOUND, f"{error.max():.1e} of the magnitude"
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (7, 131), (256, 256), (257, 769)])
+@pytest.mark.parametrize("machine", ["sm89", "sm90", "sm100"])
+def test_odd_sizes(product, expected, tokens, machine, n, k):
+    found, x = product("s3-e4m3", machine, n=n, k=k), tokens(2, k)
+    want, magnitude = expected(found, x)
+    assert (np.abs(found(x) - want) <= BOUND * magnitude + 1e-30).all()
+
+
+@pytest.mark.parametrize("machine", ["sm89", "sm90", "sm100"])
+@pytest.mark.parametrize("blocks", [1, 2, 5, 7])
+def test_any_number_of_blocks_shares_the_work(product, expected, tokens, machine, blocks):
+    found, x = product("s3-e4m3", machine, n=520, k=1200, blocks=blocks), tokens(1, 1200)
+    want, magnitude = expected(found, x)
+    assert (np.abs(found(x) - want) <= 2 * BOUND * magnitude).all()
+
+
+@pytest.mark.parametrize("machine", ["sm89", "sm90", "sm100"])
+def test_a_tokens_result_does_not_depend_on_its_batch(product, tokens, machine):
+    found, x = product("s3-e4m3", machine), tokens(40, K)
+    whole = found(x)
+    for first, last in ((0, 1), (3, 20), (17, 18), (8, 40)):
+        np.testing.assert_array_equal(found(x[first:last]), whole[first:last])
+
+
+@pytest.mark.parametrize("machine", ["sm89", "sm90", "sm100"])
+def test_any_order_of_threads_and_blocks_gives_the_same_bits(product, tokens, machine):
+    x = tokens(2, K)
+    results = [product("s3-e4m3", machine, seed=seed)(x) for seed in range(4)]
+    assert all((result == results[0]).all() for result in results)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_token_that_is_not_finite_spoils_its_own_row_alone(product, tokens, bad):
+    found, x = product("m2-e4m3-quick", "sm90"), tokens(3, K)
+    clean = found(x)
+    x[1, 77] = bad
+    spoilt = found(x)
+    assert np.isnan(spoilt[1]).all()
+    np.testing.assert_array_equal(spoilt[[0, 2]], clean[[0, 2]])
+
+
+def test_zeros_give_zeros(product):
+    assert (product("s3-e4m3", "sm90")(np.zeros((2, K), np.float32)) == 0).all()
+
+
+@pytest.mark.parametrize("output", ["float16", "bfloat16"])
+def test_results_are_rounded_once_to_the_outputs_type(product, tokens, output):
+    x = tokens(2, K)
+    wide = product("s3-e4m3", "sm89", n=301)(x)
+    bits = product("s3-e4m3", "sm89", n=301, output=output)(x)
+    if output == "float16":
+        want = wide.astype(np.float16).view(np.uint16)
+    else:
+        raw = wide.view(np.uint32)
+        want = ((raw + 0x7FFF + (raw >> 16 & 1)) >> 16).astype(np.uint16)
+    np.testing.assert_array_equal(bits, want)
+
+
+@pytest.mark.parametrize("machine", ["sm89", "sm90", "sm100"])
+def test_experts_of_a_mixture_multiply_their_tokens_in_one_launch(product, tokens, machine):
+    every, x = product("s3-e4m3", machine, experts=3), tokens(5, K)
+    choices = np.array([[0, 2], [2, 0], [0, -1], [2, 0], [0, 2]], np.int32)  # nobody takes 1
+    out = every.grouped(x, choices).reshape(5, 2, -1)
+    alone = [replace(every, matrices=every.matrices[e : e + 1])(x) for e in range(3)]
+    for token, pair in enumerate(choices):
+        for place, expert in enumerate(pair):
+            if expert >= 0:
+                np.testing.assert_array_equal(out[token, place], alone[expert][token])
