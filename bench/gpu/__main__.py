@@ -1,6 +1,8 @@
 """`make gpu`: conformance, products, sanitizer, probe, benchmark on the GPU that is here.
 
 PYTHONPATH=src:bench python3 -m gpu [--only STAGE ...] [--formats NAME ...] [--seconds N]
+
+Several stages run each in a process of its own (apart.py), unless `--together`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import argparse
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         say(f"cannot start: {error} (make gpu sets PYTHONPATH; numpy and torch are needed)")
         return 3
+    if len(asked.only or STAGES) > 1 and not asked.together:
+        return _apart(asked, say)
     from unspool.errors import UnspoolError
 
     try:
@@ -49,38 +53,87 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     found.add_argument("--seconds", type=float, default=SECONDS)
     found.add_argument("--json", type=Path, metavar="FILE", help="default: bench/results/gpu-*")
     found.add_argument("--no-json", action="store_true")
+    found.add_argument("--together", action="store_true", help="all stages in this process")
     return found.parse_args(arguments)
 
 
-def _on(board: Any, asked: argparse.Namespace, say: Callable[[str], None]) -> int:
-    from gpu import benchmark, conformance, correctness, machine, probe, run, sanitizer
+def _stages() -> Sequence[Any]:
+    from gpu import benchmark, conformance, correctness, probe, sanitizer
     from gpu.entrants import ENTRANTS
-    from gpu.stage import Deadline, chosen
 
-    stages = (
+    return (
         conformance.STAGE,
         correctness.stage(ENTRANTS),
         sanitizer.STAGE,
         probe.STAGE,
         benchmark.stage(ENTRANTS),
     )
+
+
+def _apart(asked: argparse.Namespace, say: Callable[[str], None]) -> int:
+    """Each stage in a child of this process, which never opens the GPU."""
+    from gpu import apart, run
+    from gpu.stage import Deadline, chosen
+
+    def command(stage: Any, file: Path, seconds: float) -> list[str]:
+        part = ["--only", stage.name, "--json", str(file), "--seconds", f"{seconds:.1f}"]
+        formats = ["--formats", *asked.formats] if asked.formats else []
+        return [sys.executable, "-m", "gpu", *part, *formats]
+
+    try:
+        document = apart.run(
+            chosen(_stages(), asked.only),
+            command,
+            path_of=functools.partial(_path, asked),
+            whole=Deadline(seconds=asked.seconds),
+            say=say,
+        )
+    except apart.NoGpuError:
+        return run.NO_GPU
+    return _finish(asked, document, say)
+
+
+def _on(board: Any, asked: argparse.Namespace, say: Callable[[str], None]) -> int:
+    from gpu import machine, run
+    from gpu.stage import Deadline, chosen
+
     head = machine.facts(board)
-    named = re.sub(r"[^a-z0-9]+", "-", str(head["gpu"]).lower()).strip("-")
-    path = None if asked.no_json else asked.json or RESULTS / f"gpu-{named}.json"
     document = run.run(
         board,
-        chosen(stages, asked.only),
+        chosen(_stages(), asked.only),
         head,
-        path=path,
+        path=_path(asked, head),
         whole=Deadline(seconds=asked.seconds),
         say=say,
         formats=asked.formats,
     )
+    return _finish(asked, document, say)
+
+
+def _path(asked: argparse.Namespace, head: Mapping[str, Any]) -> Path | None:
+    """The file of the results: the one asked for, or one named after the GPU."""
+    if asked.no_json:
+        return None
+    return asked.json or RESULTS / f"gpu-{_named(head)}.json"
+
+
+def _named(head: Mapping[str, Any]) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", str(head["gpu"]).lower()).strip("-")
+
+
+def _finish(
+    asked: argparse.Namespace, document: Mapping[str, Any], say: Callable[[str], None]
+) -> int:
+    """Writes the calibration beside the results; the exit code."""
+    from gpu import probe, run
+
+    head = {name: value for name, value in document.items() if name not in ("stages", "schema")}
+    path = _path(asked, head) if head else None
     if path is not None:
         say(f"written: {path.name}")
         for stage in document["stages"]:
             if stage["stage"] == probe.STAGE.name and stage["rows"]:
-                beside = path.with_name(f"calibration-{named}.json")
+                beside = path.with_name(f"calibration-{_named(head)}.json")
                 run.write(beside, probe.calibration(head, stage["rows"]))
                 say(f"written: {beside.name}")
     return run.exit_code(document)

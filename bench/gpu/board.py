@@ -103,13 +103,22 @@ class Board:
         return captured.replay
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """GPU time from before to after what `run` queues."""
-        start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+        """GPU time from before to after what `run` queues, with all that lies between."""
+        start = self.mark()
         run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        end = self.mark()
+        self.wait()
+        return self.between(start, end)
+
+    def mark(self) -> Any:
+        """A point in what is queued, whose time the GPU notes when it gets there."""
+        event = self.torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: Any, end: Any) -> float:
+        """Seconds between two marks; after `wait`."""
+        return float(start.elapsed_time(end)) / 1e3
 
     def facts(self) -> dict[str, Any]:
         """The GPU, the driver, the compiler and torch."""

@@ -57,7 +57,8 @@ def find() -> Path | None:
 def command(program: Path, tool: str, seconds: float) -> list[str]:
     """The part of the run that it watches; it keeps to the time by itself, too."""
     watch = [str(program), "--tool", tool, "--error-exitcode", str(FOUND_ERRORS)]
-    part = ["-m", "gpu", "--only", "decode", "products", "--no-json"]
+    # together: it watches the process that it starts
+    part = ["-m", "gpu", "--together", "--only", "decode", "products", "--no-json"]
     kept = ["--seconds", f"{seconds:.0f}", "--formats", *FORMATS]
     return [*watch, sys.executable, *part, *kept]
 

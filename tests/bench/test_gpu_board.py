@@ -212,5 +212,5 @@ def test_the_whole_command_tells_it_in_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(device, "gpu", none)
     monkeypatch.setattr("gpu.board.gpu", none)
-    assert program.main([]) == 3
+    assert program.main(["--together"]) == 3
     assert capsys.readouterr().out == "no GPU to run on: GPU: no NVIDIA driver on this machine\n"

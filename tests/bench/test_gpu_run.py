@@ -171,7 +171,7 @@ def main_on(board_of, monkeypatch, tmp_path):
 
 
 def test_the_command_writes_results_and_calibration(main_on, tmp_path, capsys):
-    assert main_on("--only", "probe", "products") == 0
+    assert main_on("--together", "--only", "probe", "products") == 0
     results = json.loads((tmp_path / "gpu-nvidia-fake-100.json").read_text())
     assert [stage["stage"] for stage in results["stages"]] == ["products", "probe"]
     assert results["schema"] == 1

@@ -12,7 +12,9 @@ from unspool.errors import ModelError
 from unspool.matmul.choose import choose
 from unspool.matmul.kernel import Kernel
 from unspool.model import ops
+from unspool.model.gpu import GpuMatrix
 from unspool.model.layout import BUFFERS, as_arrays, as_buffers, stored_shapes
+from unspool.model.processors import processor
 from unspool.model.product import Prepared, product
 from unspool.pack.matrix import CODES, CodedMatrix
 from unspool.spec.format import Format
@@ -63,6 +65,7 @@ class QuantizedLinear(nn.Module):
         self._activations = activations
         self.siblings: Siblings | None = None
         self._prepared: tuple[tuple[Watched, ...], Prepared] | None = None
+        self._uploaded: tuple[tuple[Watched, ...], GpuMatrix] | None = None
         self._lock = threading.RLock()
         self._number = ops.number(self)
 
@@ -81,7 +84,7 @@ class QuantizedLinear(nn.Module):
     def matrix(self) -> CodedMatrix:
         """The coded matrix: views of the buffers."""
         n, k = self.out_features, self.in_features
-        stored = {name: tensor.numpy() for name, tensor in self._stored().items()}
+        stored = {name: tensor.cpu().numpy() for name, tensor in self._stored().items()}
         arrays = as_arrays(self.format, n, k, stored)
         return CodedMatrix(format=self.format, shape=(n, k), **arrays)
 
@@ -125,7 +128,28 @@ class QuantizedLinear(nn.Module):
                 found=f"{list(x.shape)} of {x.dtype}",
                 allowed=f"[..., {self.in_features}] of a floating-point type",
             )
+        codes = self._buffers[CODES_BUFFER]
+        if x.is_cuda and codes is not None and codes.device == x.device:
+            return self._on_gpu(x)
         return product(self.prepared(None if x.is_cpu else x.device), x)
+
+    def on_gpu(self) -> GpuMatrix:
+        """The weight as its GPU's kernels read it, made at first use and after a buffer changed.
+
+        It stands beside the buffers, in as many bytes. `warm_up` it before capturing a graph.
+        """
+        found = self._uploaded
+        if found is not None and self._unchanged(found[0]):
+            return found[1]
+        with self._lock:
+            ordinal = self.weight_codes.device.index or 0
+            made = GpuMatrix(self.matrix(), processor(ordinal))
+            self._uploaded = self._watched({}), made
+            return made
+
+    def _on_gpu(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.on_gpu().multiply(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def decode(self) -> torch.Tensor:
         """The dense weight `[n, k]` in float32, computed anew at every call."""
@@ -180,10 +204,10 @@ class QuantizedLinear(nn.Module):
         codes = self._buffers[CODES_BUFFER]
         weight = "cpu" if self._prepared is not None or codes is None else codes.device
         return ModelError(
-            "quantized layers run on the CPU only, so far",
+            "a quantized layer and its activation are on different devices",
             where=f"quantized linear ({self.format.name})",
             found=f"weight on {weight}, activation on {device or weight}",
-            allowed="cpu",
+            allowed="both on the CPU, or both on one NVIDIA GPU",
         )
 
     def _watched(self, replaced: dict[str, torch.Tensor]) -> tuple[Watched, ...]:
@@ -240,7 +264,13 @@ class QuantizedLinear(nn.Module):
         """A kernel holds addresses and siblings each other: neither is copied."""
         with self._lock:
             buffers = {**self._buffers, CODES_BUFFER: self._codes()}
-        left = {"_buffers": buffers, "_prepared": None, "siblings": None, "_lock": None}
+        left = {
+            "_buffers": buffers,
+            "_prepared": None,
+            "_uploaded": None,
+            "siblings": None,
+            "_lock": None,
+        }
         return {**self.__dict__, **left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

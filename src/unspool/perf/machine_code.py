@@ -36,9 +36,9 @@ _SIZED, _REGISTER_COUNT, _SYMBOL_BYTES = 4, 0x2F, 24
 _SPILLS = ("LDL", "STL")
 _MATRIX = re.compile(r"^[HIQBO]MMA|^[HIQ]GMMA|^UTC")
 
-_SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)")
+_SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
-_LABEL = re.compile(r"^(\.L_x_\d+):")
+_LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 _NEAR_CALL = re.compile(r"CALL\S* `\((\.L_x_|\S*_guardrail_trap_)")
 """A call to a label of the kernel itself is a jump, one to a guard of tensor memory never happens:
@@ -105,6 +105,22 @@ def instructions_of(disassembly: str, name: str) -> list[tuple[str, int | None]]
         (opcode, labels.get(jump) if jump else None)
         for opcode, jump in zip(opcodes, jumps, strict=True)
     ]
+
+
+def loops(disassembly: str) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The opcodes of every loop of every kernel: from a label to the branch back to it."""
+    names = dict.fromkeys(_SECTION.findall(disassembly))
+    found = {}
+    for name in names:
+        code = instructions_of(disassembly, name)
+        opcodes = tuple(opcode for opcode, _ in code)
+        # the endless one behind EXIT, which fills a kernel up, branches to itself
+        found[name] = tuple(
+            opcodes[target : last + 1]
+            for last, (opcode, target) in enumerate(code)
+            if opcode.startswith("BRA") and target is not None and target < last
+        )
+    return found
 
 
 def kernels(disassembly: str, cubin: bytes) -> dict[str, Kernel]:

@@ -91,7 +91,8 @@ UNSPOOL_KERNEL(brought, Given, a) {
             Barrier* to = full + stage % 2;
             if (a.mode != 5) barrier_wait(empty + stage % 2, stage / 2 % 2 ^ 1);
             barrier_expect(to, a.mode == 6 ? 1024 : a.mode == 7 ? 4096 : 2048);
-            copy_bulk(shared + 2048 * (stage % 2), a.in + 2048 * stage, a.mode == 8 ? 2040 : 2048, to);
+            const int bytes = a.mode == 8 ? 2040 : 2048;
+            copy_bulk(shared + 2048 * (stage % 2), a.in + 2048 * stage, bytes, to);
         }
         return;
     }
@@ -117,7 +118,8 @@ UNSPOOL_KERNEL(counted, Given, a) {
     const int thread = thread_index(), blocks = block_count();
     char* parts = a.out + 1024;
     int* counter = reinterpret_cast<int*>(a.out + 512);
-    store_global<Quad>(parts + 2048 * block_index() + 16 * thread, Quad{word(block_index()), 0, 0, 0});
+    const Quad mine = {word(block_index()), 0, 0, 0};
+    store_global<Quad>(parts + 2048 * block_index() + 16 * thread, mine);
     if (a.mode != 1) fence_global();
     if (a.mode != 2) sync_block();
     if (thread == 0) store_shared<word>(shared_memory(), atomic_add(counter, 1) == blocks - 1);

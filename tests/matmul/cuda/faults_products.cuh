@@ -1,6 +1,6 @@
 // Products, right in mode 0 and wrong in one way in every other: D[64 or 128, 16] of binary16.
 //
-//   in    operand A [128 rows][8 words], then operand B as core matrices [half][2 blocks][8][16 bytes]
+//   in    operand A [128 rows][8 words], then B as core matrices [half][2 blocks][8][16 bytes]
 //   out   D [128][16] floats
 using namespace unspool;
 
@@ -16,15 +16,19 @@ UNSPOOL_DEVICE void load_a(const Given& a, int first_row, word (&r)[4]) {
 
 UNSPOOL_DEVICE void store_d(const Given& a, int first_row, int first_column, const float* d) {
     const int g = lane_index() / 4, t = lane_index() % 4;
-    for (int i = 0; i < 4; ++i)
-        store_global<float>(a.out + ((first_row + g + 8 * (i / 2)) * 16 + first_column + 2 * t + i % 2) * 4, d[i]);
+    for (int i = 0; i < 4; ++i) {
+        const int row = first_row + g + 8 * (i / 2), column = first_column + 2 * t + i % 2;
+        store_global<float>(a.out + 4 * (16 * row + column), d[i]);
+    }
 }
 
 // By thread 0, and waited for by all of the block.
 UNSPOOL_DEVICE void bring_b(const Given& a, char* shared, Barrier* full) {
     if (thread_index() == 0) barrier_init(full, 1), barrier_init_fence();
     sync_block();
-    if (thread_index() == 0) barrier_expect(full, b_bytes), copy_bulk(shared, a.in + b_from, b_bytes, full);
+    if (thread_index() != 0) return;
+    barrier_expect(full, b_bytes);
+    copy_bulk(shared, a.in + b_from, b_bytes, full);
 }
 
 }  // namespace unspool

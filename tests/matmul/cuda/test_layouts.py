@@ -1,12 +1,14 @@
-"""Layout beliefs against a second source: what CUTLASS 4 gives its atoms (include/cute/atom, arch).
+"""Layout beliefs against a second source: what CUTLASS 4 gives its atoms (include/cute).
 
-CuTe writes a layout as shape and stride: (thread, value) -> index into the matrix, here column-major
+CuTe writes a layout as shape and stride: (thread, value) -> index into the matrix, column-major
 (M first) for matrices and in bits for copies. Transcribed from there, in its own units.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,3 +151,15 @@ def test_formats_are_those_of_cutlass() -> None:
     theirs = {"e4m3": 0, "e5m2": 1, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4, "f8f6f4_e2m1": 5, "f16": 0}
     assert dict(layouts.FORMATS) == theirs
     assert layouts.FLOAT32_FORMAT == 1
+
+
+def test_four_bits_stand_where_cutlass_shifts_them() -> None:
+    # mma_traits_sm120.hpp, fp4_shift_A: 0b0000ABCD -> 0b00ABCD00; not for six and eight bits
+    theirs = {kind: 2 if kind == "f8f6f4_e2m1" else 0 for kind in layouts.FORMATS}
+    assert dict(layouts.CONTAINER_SHIFTS) == theirs
+
+
+def test_kinds_are_in_the_order_of_the_wrappers() -> None:
+    text = (Path(layouts.__file__).parent / "hardware" / "mma_sync.cuh").read_text()
+    (names,) = re.findall(r"enum class Kind \{ (.*?) \};", text)
+    assert names.split(", ") == list(layouts.FORMATS) == list(layouts.CONTAINER_SHIFTS)

@@ -22,9 +22,13 @@ namespace unspool {
 using word = unsigned int;
 
 // LDS takes a byte offset; an index would be shifted first, one instruction more.
+#ifdef UNSPOOL_SIMULATED
+word entry_at(const word* table, word offset);  // checked, as all of a kernel's shared memory is
+#else
 UNSPOOL_DEVICE word entry_at(const word* table, word offset) {
     return *reinterpret_cast<const word*>(reinterpret_cast<const char*>(table) + offset);
 }
+#endif
 
 #ifdef __CUDACC__
 

@@ -20,8 +20,12 @@ each in registers; those of tcgen05 are in tensor memory."""
 RESERVED = 1024
 """Bytes of shared memory that CUDA takes of every block."""
 
-MOST_BLOCKS = 4
-"""Blocks of a multiprocessor: 16 warps hide latency, more only make more partial sums."""
+MOST_BLOCKS = {"mma_sync": 3, "wgmma": 2, "tcgen05": 2}
+"""Blocks of a multiprocessor that registers (118 to 166, 140 to 255, 150 to 200 a thread) and
+tensor memory (half of it each) leave room for; more would only make more partial sums."""
+
+USUAL_TOKENS = 16
+"""What a GPU's number of blocks is made for: it must not depend on m."""
 
 PROMOTED_COLUMNS = 32
 """The same where wgmma's sums are held twice: as they are, and added up in FP32."""
@@ -48,6 +52,15 @@ class ActivationArguments(ctypes.Structure):
         )),
         *((name, ctypes.c_int) for name in ("rows", "k", "stages")),
     ]  # fmt: skip
+
+
+class ExpandArguments(ctypes.Structure):
+    """As `expand.cuh` has them."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weights", "levels", "output")),
+        *((name, ctypes.c_int) for name in ("row_blocks", "stages", "across")),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +132,20 @@ def slots_of(made: Recipe, tokens: int, *, per_block: int, per_processor: int) -
             needed = shared_bytes(made, tokens=tokens, slots=slots) + RESERVED
             blocks = per_processor // needed
             if needed <= per_block + RESERVED and blocks >= at_least:
-                return slots, min(blocks, MOST_BLOCKS)
+                return slots, min(blocks, MOST_BLOCKS[made.loop])
     raise UnspoolError(
         "two stages do not fit into shared memory",
         where=f"{made.format.name} on {made.machine.name}, {tokens} tokens",
         found=f"{shared_bytes(made, tokens=tokens, slots=2)} bytes",
         allowed=per_block,
     )
+
+
+def blocks_of(made: Recipe, *, processors: int, per_block: int, per_processor: int) -> int:
+    """Blocks that a GPU of so many multiprocessors runs at once, whatever m is."""
+    tokens = tokens_of(made, USUAL_TOKENS)
+    _, each = slots_of(made, tokens, per_block=per_block, per_processor=per_processor)
+    return processors * each
 
 
 def plan(

@@ -167,6 +167,12 @@ FORMATS: Mapping[str, int] = {
 """Kind of product, in the order of the wrappers' Kind -> a_format. b_format is 0: binary16 for f16,
 E4M3 for all others."""
 
+CONTAINER_SHIFTS: Mapping[str, int] = {
+    "f16": 0, "e4m3": 0, "e5m2": 0, "f8f6f4_e2m1": 2, "f8f6f4_e2m3": 0, "f8f6f4_e3m2": 0
+}  # fmt: skip
+"""Where a narrow float begins in its byte. PTX ISA, mma with .kind::f8f6f4: four bits in the
+middle, six at the bottom; tensor memory is believed to have them the same."""
+
 
 def operand_offset(column: int, word: int, leading: int, stride: int) -> int:
     """Bytes from a slice's start to a word of its operand B: no swizzle, K contiguous.
@@ -196,6 +202,7 @@ def cpp() -> str:
         f"constexpr int float32_format = {FLOAT32_FORMAT};",
         "// by kind of product",
         f"constexpr int a_formats[] = {{{', '.join(map(str, FORMATS.values()))}}};",
+        f"constexpr int container_shifts[] = {{{', '.join(map(str, CONTAINER_SHIFTS.values()))}}};",
         "}  // namespace",
         "",
     ))  # fmt: skip

@@ -30,7 +30,11 @@ _PARTS = (
     "kernel", "switch", "engine", "memory", "global", "numbers", "copies", "fragments", "products",
     "wgmma", "tensor_memory", "run",
 )  # fmt: skip
-_FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w")
+_FLAGS = (
+    "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w",
+    "-ftrivial-auto-var-init=pattern",  # a register that nobody has set is -1.7e38, or nonsense
+)  # fmt: skip
+_SIMULATED = "#define UNSPOOL_SIMULATED"
 _MESSAGE_BYTES = 1000
 
 
@@ -58,7 +62,7 @@ def build(source: str) -> Simulation:
     folder = Path(tempfile.gettempdir()) / f"unspool-simulations-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     seen = (_HOST / "kernel.hpp").read_text(encoding="utf-8")
-    kernel = "\n".join((instructions(), seen, source.removeprefix(instructions())))
+    kernel = "\n".join((_SIMULATED, instructions(), seen, source.removeprefix(instructions())))
     return Simulation(twins=_library(_twins(), folder), path=_library(kernel, folder))
 
 
@@ -103,7 +107,7 @@ def _twins() -> str:
     parts = ((_HOST / f"{part}.hpp").read_text(encoding="utf-8") for part in _PARTS)
     lines = [line for part in parts for line in part.splitlines() if '#include "' not in line]
     twins = (line for line in lines if line != "#pragma once")
-    return "\n".join((instructions(), layouts.cpp(), *twins))
+    return "\n".join((_SIMULATED, instructions(), layouts.cpp(), *twins))
 
 
 def _library(text: str, folder: Path) -> Path:

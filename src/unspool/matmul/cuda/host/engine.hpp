@@ -182,7 +182,8 @@ struct Engine {
     }
 
     static std::string place_text(const Fiber& fiber) {
-        if (std::strcmp(fiber.waits_for, barrier_phase) == 0) return state_of_barrier(fiber.waits_at);
+        if (std::strcmp(fiber.waits_for, barrier_phase) == 0)
+            return state_of_barrier(fiber.waits_at);
         const std::string name = name_of(fiber.waits_at);
         return name == fiber.waits_for ? "" : " of " + name;
     }

@@ -1,7 +1,7 @@
-// Global memory: bounds, alignment, and who may see what others wrote. Blocks run one after another,
-// so a missing fence never shows in the results; it shows here:
+// Global memory: bounds, alignment, and who may see what others wrote. Blocks run one after
+// another, so a missing fence never shows in the results; it shows here:
 //
-//   stores, fence_global  --barrier-->  atomic_add  ...  atomic_add  --barrier-->  fence_global, loads
+//   stores, fence_global --barrier--> atomic_add ... atomic_add --barrier--> fence_global, loads
 //   of a block's threads                of one           of another block's one    of its threads
 #pragma once
 
@@ -20,7 +20,8 @@ struct Wrote {
 using Published = std::map<int, Clock>;
 
 struct GlobalMemory {
-    std::map<std::uintptr_t, std::vector<Wrote>> shadows;  // by the start of an array; made at a write
+    // by the start of an array, for those that are written
+    std::map<std::uintptr_t, std::vector<Wrote>> shadows;
     std::map<std::uintptr_t, Published> counters;
 
     void reset() { shadows.clear(), counters.clear(); }

@@ -69,7 +69,8 @@ struct Shadowed {
                            std::to_string(it.writer) + " wrote it");
         for (const auto& [reader, when] : it.readers)
             if (!has_seen(actor, reader, when))
-                engine()->fail(at(word) + " is overwritten without a barrier since thread or agent " +
+                engine()->fail(at(word) +
+                               " is overwritten without a barrier since thread or agent " +
                                std::to_string(reader) + " read it");
     }
 
@@ -128,6 +129,10 @@ inline void read_shared(std::size_t offset, std::size_t size, const Actor& actor
 }  // namespace unspool::host
 
 namespace unspool {
+
+word entry_at(const word* table, word offset) {
+    return load_shared<word>(reinterpret_cast<const char*>(table) + offset);
+}
 
 int thread_index() { return host::engine()->current->index; }
 int lane_index() { return thread_index() % host::warp_lanes; }

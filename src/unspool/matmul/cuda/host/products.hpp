@@ -12,9 +12,10 @@ constexpr int slice_words = 8;
 
 inline const ByteValues& a_values(Kind kind) {
     static const ByteValues e5m2 = byte_values(5, 2, 0, true, false);
-    static const ByteValues e2m1 = byte_values(2, 1, 2, false, false);
-    static const ByteValues e2m3 = byte_values(2, 3, 0, false, false);
-    static const ByteValues e3m2 = byte_values(3, 2, 0, false, false);
+    constexpr auto shift = [](Kind of) { return container_shifts[int(of)]; };
+    static const ByteValues e2m1 = byte_values(2, 1, shift(Kind::f8f6f4_e2m1), false, false);
+    static const ByteValues e2m3 = byte_values(2, 3, shift(Kind::f8f6f4_e2m3), false, false);
+    static const ByteValues e3m2 = byte_values(3, 2, shift(Kind::f8f6f4_e3m2), false, false);
     switch (kind) {
         case Kind::e5m2: return e5m2;
         case Kind::f8f6f4_e2m1: return e2m1;

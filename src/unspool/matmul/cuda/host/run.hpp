@@ -14,7 +14,8 @@ inline void check_end() {
     }
     for (const Groups& mine : copies().groups)
         for (const auto& group : mine.closed)
-            if (!group.empty()) throw Fault("a block ends while copies to shared memory are under way");
+            if (!group.empty())
+                throw Fault("a block ends while copies to shared memory are under way");
     for (const Groups& mine : copies().groups)
         if (!mine.open.empty()) throw Fault("a block ends with copies that were never committed");
     for (const GroupQueue& mine : group_queues())

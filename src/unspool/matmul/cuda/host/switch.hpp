@@ -28,7 +28,8 @@ public:
     // The first switch to it enters `main`, which never returns.
     void prepare(void (*main)()) {
         if (!memory_) memory_.reset(new char[stack_bytes]);
-        auto top = reinterpret_cast<std::uintptr_t>(memory_.get() + stack_bytes) & ~std::uintptr_t(15);
+        const auto end = reinterpret_cast<std::uintptr_t>(memory_.get() + stack_bytes);
+        const auto top = end & ~std::uintptr_t(15);
         auto** at = reinterpret_cast<void**>(top) - 8;  // six registers, main, no return address
         for (int i = 0; i < 8; ++i) at[i] = nullptr;
         at[6] = reinterpret_cast<void*>(main);

@@ -1,5 +1,5 @@
-// Tensor memory: 128 lanes x 512 columns. Stores land at tmem_store_wait, loads give their values at
-// tmem_load_wait, products are done when nobody else can go on.
+// Tensor memory: 128 lanes x 512 columns. Stores land at tmem_store_wait, loads give their values
+// at tmem_load_wait, products are done when nobody else can go on.
 #pragma once
 
 #include "wgmma.hpp"

@@ -77,7 +77,8 @@ inline void group_product(const Meeting& meeting, std::size_t which) {
             engine()->fail("threads of a warpgroup issued unlike products");
     const int leader = meeting.arrived[0].first;
     const Clock& seen = engine()->fibers[leader].clock;
-    const auto b = columns_at(described_for_wgmma(first.b), first.n, Actor{leader, seen[leader], &seen});
+    const Actor unit{leader, seen[leader], &seen};
+    const auto b = columns_at(described_for_wgmma(first.b), first.n, unit);
     word a[64][slice_words];
     for (int thread = 0; thread < group_threads; ++thread)
         for (int i = 0; i < 4; ++i) {

@@ -1,0 +1,269 @@
+"""Coded weights in the memory of an NVIDIA GPU, and products with them on its current stream.
+
+    upload            units, scales, tables in the kernels' order; kernels compiled for the GPU
+    prepare, multiply two launches per product; nothing waits, nothing is allocated for good
+
+Kernels are compiled (or read from the cache) at the first product of a size: call `warm_up` before
+a CUDA graph is captured. Products of the same tokens have the same bits in any batch of the fused
+kernels; from LIBRARY_ROWS rows on weights are decoded once and multiplied by the vendor's GEMM,
+whose sums are its own (`library_rows=None` turns that off).
+
+Compiled, counted, simulated; not run on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from unspool.decode.machine import Machine
+from unspool.encode.rotate import signs
+from unspool.errors import ModelError
+from unspool.matmul.cuda import launch
+from unspool.matmul.cuda.arrange import Arranged, arrange, sign_words
+from unspool.matmul.cuda.launch import ActivationArguments, Arguments, ExpandArguments, Plan
+from unspool.matmul.cuda.recipe import recipe
+from unspool.matmul.cuda.source import Kernel, expand_kernel, multiply_kernel, prepare_kernel
+from unspool.model import gpu_library
+from unspool.model.gpu_library import LIBRARY_ROWS
+from unspool.pack.matrix import CodedMatrix
+
+DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+class Processor(Protocol):
+    """What runs kernels: a GPU, or in tests a CPU that plays one."""
+
+    machine: Machine
+    #: torch's name of where its memory is
+    device: torch.device
+    #: multiprocessors, and bytes of shared memory per block and per multiprocessor
+    processors: int
+    per_block: int
+    per_processor: int
+
+    def ready(self, kernel: Kernel) -> None:
+        """Compiles and loads a kernel."""
+
+    def run(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int],
+        arguments: ctypes.Structure,
+        memory: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Queues a kernel; `memory` are the tensors that its arguments point to."""
+
+    @property
+    def stream(self) -> int:
+        """The stream that products are queued on."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Launches:
+    """Both launches of a product of one size: kernels, and memory that stays."""
+
+    planned: Plan
+    prepare: Kernel
+    multiply: Kernel
+    activations: torch.Tensor
+    token_scales: torch.Tensor
+    partials: torch.Tensor
+    arrivals: torch.Tensor
+
+
+class GpuMatrix:
+    """A coded matrix on a GPU: `multiply` is x W^T."""
+
+    def __init__(
+        self,
+        matrix: CodedMatrix,
+        processor: Processor,
+        *,
+        activations: str = "auto",
+        library_rows: int | None = LIBRARY_ROWS,
+    ) -> None:
+        """Uploads it. Raises DeclarationError for activations that the format or GPU has not."""
+        self.library_rows = library_rows
+        self.made = recipe(matrix.format, processor.machine, activations)
+        self.processor, self.shape = processor, matrix.shape
+        arranged: Arranged = arrange(matrix, self.made)
+        self.row_blocks, self.stages = arranged.row_blocks, arranged.stages
+        self.across = arranged.levels.shape[1]
+        fmt = matrix.format
+        self.rows, self.columns = fmt.padded(*matrix.shape)
+        put = functools.partial(_put, device=processor.device)
+        self.units, self.levels = put(arranged.units), put(arranged.levels)
+        self.row_scales = put(arranged.row_scales)
+        self.signs = put(sign_words(fmt, self.columns))
+        self.positions = put(self.made.geometry.positions().astype(np.int16))
+        self.blocks = launch.blocks_of(
+            self.made,
+            processors=processor.processors,
+            per_block=processor.per_block,
+            per_processor=processor.per_processor,
+        )
+        self._launches: dict[tuple[int, torch.dtype, int], Launches] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of GPU memory that the weight takes."""
+        held = (self.units, self.levels, self.row_scales, self.signs, self.positions)
+        return sum(tensor.nbytes for tensor in held)
+
+    def warm_up(self, rows: Sequence[int], dtype: torch.dtype) -> None:
+        """Compiles the kernels and takes the memory for products of so many rows."""
+        for m in rows:
+            found = self._for(m, dtype)
+            self.processor.ready(found.prepare)
+            self.processor.ready(found.multiply)
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """x `[..., k]` to `[..., n]` in x's dtype; raises ModelError for what does not fit."""
+        n, k = self.shape
+        if x.shape[-1] != k or x.dtype not in DTYPES or x.device != self.processor.device:
+            raise ModelError(
+                "the activation does not fit the weight on the GPU",
+                found=f"{list(x.shape)} of {x.dtype} on {x.device}",
+                allowed=f"[..., {k}] of {', '.join(DTYPES.values())} on {self.processor.device}",
+            )
+        flat = x.reshape(-1, k).contiguous()
+        if not len(flat):
+            return x.new_empty((*x.shape[:-1], n))
+        library = self.library_rows is not None and len(flat) >= self.library_rows
+        alone = library and not gpu_library.why_not(self.made)
+        out = self._rotated_back(self._by_library(flat) if alone else self._fused(flat))
+        return out[:, :n].reshape(*x.shape[:-1], n)
+
+    def _by_library(self, x: torch.Tensor) -> torch.Tensor:
+        """`[m, k]` to `[m, rows]` with the weights decoded to memory."""
+        made = self.made
+        nbytes = gpu_library.expanded_bytes(made, self.row_blocks, self.stages)
+        operands = torch.empty(nbytes, dtype=torch.uint8, device=x.device)
+        memory = {"weights": self.units, "levels": self.levels, "output": operands}
+        given = ExpandArguments(
+            **_addresses(memory), row_blocks=self.row_blocks, stages=self.stages,
+            across=self.across,
+        )  # fmt: skip
+        self.processor.run(self._expanding, (self.row_blocks * self.stages, 1), given, memory)
+        rotated = self._rotated(x)[:, self._order]
+        scales = self.row_scales.view(torch.float32)
+        operands = operands.view(len(scales), -1)
+        return gpu_library.multiply(operands, rotated, scales, made)[:, : self.rows].to(x.dtype)
+
+    def _rotated(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows in the coordinates of the stored weights, zeros up to whole stages."""
+        columns = self.stages * self.made.geometry.stage_columns
+        rows = torch.nn.functional.pad(x.float(), (0, columns - x.shape[1]))
+        size = self.made.format.rotation.input_size
+        if size:
+            flips = torch.nn.functional.pad(self._input_signs, (0, columns - self.columns))
+            parts = (rows * flips).reshape(len(x), -1, size)
+            rows = (parts @ _hadamard(size, x.device)).reshape(len(x), -1)
+        return rows
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        """`[m, k]` to `[m, rows]`: rows of the stored matrix where its outputs are rotated."""
+        found, m = self._for(len(x), x.dtype), len(x)
+        n = self.rows if self.made.format.rotation.output_size else self.shape[0]
+        planned, run = found.planned, self.processor.run
+        output = x.new_empty((m, n))
+        memory = {
+            "input": x, "signs": self.signs, "positions": self.positions,
+            "output": found.activations, "token_scales": found.token_scales,
+        }  # fmt: skip
+        given = ActivationArguments(**_addresses(memory), rows=m, k=x.shape[1], stages=self.stages)
+        run(found.prepare, (planned.tiles * planned.tokens, 1), given, memory)
+        memory = {
+            "weights": self.units, "activations": found.activations,
+            "row_scales": self.row_scales, "token_scales": found.token_scales,
+            "levels": self.levels, "output": output, "partials": found.partials,
+            "arrivals": found.arrivals,
+        }  # fmt: skip
+        arguments = Arguments(
+            **_addresses(memory), m=m, n=n, row_blocks=self.row_blocks, stages=self.stages,
+            across=self.across,
+        )  # fmt: skip
+        run(found.multiply, (planned.blocks, planned.tiles), arguments, memory)
+        return output
+
+    def _rotated_back(self, y: torch.Tensor) -> torch.Tensor:
+        """Undoes a rotation of the outputs: H, then signs."""
+        size = self.made.format.rotation.output_size
+        if not size:
+            return y
+        turned = y.reshape(len(y), -1, size).float() @ _hadamard(size, y.device)
+        return (turned.reshape(len(y), -1) * self._output_signs).to(y.dtype)
+
+    @functools.cached_property
+    def _order(self) -> torch.Tensor:
+        order = gpu_library.column_order(self.made, self.stages)
+        return torch.from_numpy(order).to(self.processor.device)
+
+    @functools.cached_property
+    def _input_signs(self) -> torch.Tensor:
+        flips = signs(self.columns, self.made.format.rotation.seed, "in").astype(np.float32)
+        return torch.from_numpy(flips).to(self.processor.device)
+
+    @functools.cached_property
+    def _output_signs(self) -> torch.Tensor:
+        flips = signs(self.rows, self.made.format.rotation.seed, "out").astype(np.float32)
+        return torch.from_numpy(flips).to(self.processor.device)
+
+    @functools.cached_property
+    def _expanding(self) -> Kernel:
+        return expand_kernel(self.made)
+
+    def _for(self, m: int, dtype: torch.dtype) -> Launches:
+        """Kernels and memory for m rows: one set per stream, since products share the memory."""
+        planned = launch.plan(
+            self.made, m, self.row_blocks, self.stages, blocks=self.blocks
+        )  # fmt: skip
+        key = (planned.tiles * planned.tokens, dtype, self.processor.stream)
+        if key not in self._launches:
+            self._launches[key] = self._plan(planned, dtype)
+        return self._launches[key]
+
+    def _plan(self, planned: Plan, dtype: torch.dtype) -> Launches:
+        made, name, tokens = self.made, DTYPES[dtype], planned.tokens
+        slots, _ = launch.slots_of(
+            made,
+            tokens,
+            per_block=self.processor.per_block,
+            per_processor=self.processor.per_processor,
+        )
+        empty = functools.partial(torch.empty, dtype=torch.uint8, device=self.processor.device)
+        return Launches(
+            planned=planned,
+            prepare=prepare_kernel(made, tokens=tokens, columns=self.columns, dtype=name),
+            multiply=multiply_kernel(made, tokens=tokens, output=name, slots=slots),
+            activations=empty(planned.activation_bytes),
+            token_scales=empty(4 * planned.tiles * tokens),
+            partials=empty(planned.partial_bytes),
+            arrivals=torch.zeros(planned.arrivals, dtype=torch.int32, device=self.processor.device),
+        )
+
+
+def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array's bytes on a device; never empty, so that it has an address."""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return torch.from_numpy(flat.copy() if flat.size else np.zeros(16, np.uint8)).to(device)
+
+
+def _addresses(memory: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in memory.items()}
+
+
+@functools.cache
+def _hadamard(size: int, device: torch.device) -> torch.Tensor:
+    """The orthonormal transform as a matrix `[size, size]`."""
+    index = np.arange(size)
+    bits = np.bitwise_count(index[:, None] & index)
+    found = np.where(bits % 2, -1.0, 1.0) / np.sqrt(size)
+    return torch.from_numpy(found.astype(np.float32)).to(device)

@@ -1,0 +1,105 @@
+"""What runs the kernels of `model.gpu`: torch's GPU, or the CPU playing one thread by thread."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from unspool.decode.machine import MACHINES
+from unspool.matmul.cuda import jit, simulate
+from unspool.matmul.cuda.device import LoadedKernel, gpu
+from unspool.matmul.cuda.source import Kernel
+
+_PER_PROCESSOR = {"sm80": 164, "sm89": 100, "sm90": 228, "sm100": 228, "sm120": 100}
+"""KiB of shared memory of a multiprocessor (CUDA programming guide, compute capabilities)."""
+
+_RESERVED = 1024
+
+
+class CudaProcessor:
+    """One GPU, with torch's memory and its current stream."""
+
+    def __init__(self, ordinal: int = 0) -> None:
+        """Opens it; UnspoolError where there is none, or no kernels for it."""
+        self._gpu = gpu(ordinal)
+        self.machine = self._gpu.machine
+        self.device = torch.device("cuda", ordinal)
+        self.processors = self._gpu.facts.multiprocessors
+        self.per_block = self._gpu.facts.shared_bytes
+        # other GPUs of a family have less than its first: 8.6 and 8.7 have a block's and 1 KiB
+        whole = 1024 * _PER_PROCESSOR[self.machine.name]
+        self.per_processor = min(whole, self.per_block + _RESERVED)
+        self._loaded: dict[Kernel, LoadedKernel] = {}
+
+    @property
+    def stream(self) -> int:
+        """The handle of torch's current stream."""
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
+
+    def ready(self, kernel: Kernel) -> None:
+        """Compiles and loads a kernel."""
+        self._load(kernel)
+
+    def run(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int],
+        arguments: ctypes.Structure,
+        memory: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Queues a kernel on the current stream."""
+        self._load(kernel).launch((*grid, 1), kernel.threads, arguments, self.stream)
+
+    def _load(self, kernel: Kernel) -> LoadedKernel:
+        found = self._loaded.get(kernel)
+        if found is None:
+            code = self._gpu.load(jit.compile(kernel.source, self.machine.architecture))
+            found = code.kernel(kernel.name, shared_bytes=kernel.shared_bytes)
+            self._loaded[kernel] = found
+        return found
+
+
+class SimulatedProcessor:
+    """A machine of a few multiprocessors, played by the CPU; for tests, and slow."""
+
+    device = torch.device("cpu")
+    stream = 0
+
+    def __init__(self, machine: str, *, processors: int = 2) -> None:
+        """Plays one of `decode.machine.MACHINES`."""
+        self.machine = MACHINES[machine]
+        self.processors = processors
+        self.per_processor = 1024 * _PER_PROCESSOR[machine]
+        self.per_block = self.per_processor - _RESERVED
+
+    def ready(self, kernel: Kernel) -> None:
+        """Compiles a kernel."""
+        simulate.build(kernel.source)
+
+    def run(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int],
+        arguments: ctypes.Structure,
+        memory: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Runs a kernel to its end."""
+        arrays = {name: _bytes(tensor) for name, tensor in memory.items()}
+        simulate.run(
+            simulate.build(kernel.source), kernel.name, arguments, arrays, grid=grid,
+            threads=kernel.threads, shared_bytes=kernel.shared_bytes,
+        )  # fmt: skip
+
+
+@functools.cache
+def processor(ordinal: int = 0) -> CudaProcessor:
+    """The GPU of that number, opened once."""
+    return CudaProcessor(ordinal)
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return np.asarray(tensor.reshape(-1).view(torch.uint8).numpy())

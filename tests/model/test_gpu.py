@@ -1,0 +1,113 @@
+"""Products of tensors by the GPU's kernels, on a CPU that plays the GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from unspool.errors import ModelError
+from unspool.matmul.cuda import simulate
+from unspool.matmul.reference import decode
+from unspool.model.gpu import GpuMatrix
+from unspool.model.processors import SimulatedProcessor
+from unspool.pack.random import random_matrix
+from unspool.spec.catalog import FORMATS
+from unspool.spec.rotation import Rotation
+
+N, K = 300, 520
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    reason = simulate.why_not()
+    if reason:
+        pytest.skip(reason)
+
+
+def uploaded(name: str, machine: str, **given) -> tuple[GpuMatrix, torch.Tensor]:
+    matrix = random_matrix(FORMATS[name], N, K)
+    found = GpuMatrix(matrix, SimulatedProcessor(machine), **given)
+    return found, torch.from_numpy(decode(matrix))
+
+
+def rows(m: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(m, K, generator=torch.Generator().manual_seed(m)).to(dtype)
+
+
+def relative_error(y: torch.Tensor, want: torch.Tensor) -> float:
+    return float((y.double() - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 0.004), (torch.bfloat16, 0.006), (torch.float16, 0.004)]
+)
+def test_products_of_every_floating_type(machine, dtype, bound):
+    found, weight = uploaded("s3-e4m3", machine)
+    x = rows(5, dtype)
+    y = found.multiply(x.reshape(5, 1, K))
+    assert y.shape == (5, 1, N)
+    assert y.dtype == dtype
+    assert relative_error(y.reshape(5, N), x.double() @ weight.double().T) < bound
+
+
+@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+def test_many_rows_go_through_a_library_with_the_same_result(machine):
+    fused, weight = uploaded("s3-e4m3", machine, library_rows=None)
+    library, _ = uploaded("s3-e4m3", machine, library_rows=4)
+    x = rows(6)
+    want = x.double() @ weight.double().T
+    assert relative_error(library.multiply(x), want) < 0.001
+    assert relative_error(fused.multiply(x), want) < 0.004
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "lut-b"])
+def test_scales_in_registers_and_sums_and_tables_with_many_rows(name):
+    library, weight = uploaded(name, "sm90", library_rows=1)
+    x = rows(3)
+    assert relative_error(library.multiply(x), x.double() @ weight.double().T) < 0.004
+
+
+def test_rotated_outputs_are_turned_back():
+    fmt = FORMATS["s3-e4m3"].vary(rotation=Rotation.parse("h64-both"))
+    matrix = random_matrix(fmt, N, K)
+    x = rows(2)
+    want = x.double() @ torch.from_numpy(decode(matrix)).double().T
+    for library_rows in (None, 1):
+        found = GpuMatrix(matrix, SimulatedProcessor("sm90"), library_rows=library_rows)
+        assert relative_error(found.multiply(x), want) < 0.004
+
+
+def test_the_same_matrix_serves_every_batch_and_no_rows():
+    found, _ = uploaded("s3-e4m3", "sm90")
+    x = rows(20)
+    whole = found.multiply(x)
+    assert torch.equal(found.multiply(x[:1]), whole[:1])
+    assert found.multiply(x[:0]).shape == (0, N)
+
+
+def test_warming_up_leaves_nothing_to_compile(monkeypatch):
+    found, _ = uploaded("s3-e4m3", "sm90")
+    found.warm_up([1, 9], torch.float32)
+    built = []
+    real = simulate.build
+    monkeypatch.setattr(simulate, "build", lambda source: built.append(source) or real(source))
+    before = {kernel for each in found._launches.values() for kernel in (each.multiply.source,)}
+    found.multiply(rows(9))
+    assert set(built) <= before | {each.prepare.source for each in found._launches.values()}
+
+
+def test_what_does_not_fit_is_refused():
+    found, _ = uploaded("s3-e4m3", "sm90")
+    with pytest.raises(ModelError, match=r"does not fit.*\[2, 7\].*520"):
+        found.multiply(torch.zeros(2, 7))
+    with pytest.raises(ModelError, match="float64"):
+        found.multiply(torch.zeros(2, K, dtype=torch.float64))
+
+
+def test_memory_is_that_of_the_codes():
+    found, _ = uploaded("s3-e4m3", "sm90")
+    stored = 512 * 768 * 3 / 8  # padded to row blocks and stages
+    assert stored < found.nbytes < 1.02 * stored + 4 * 512 + 4096
+    assert np.isfinite(found.row_scales.view(torch.float32).numpy()).all()
