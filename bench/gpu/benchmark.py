@@ -37,7 +37,7 @@ other weight has 1.4."""
 
 def measure(given: Given, entrants: Sequence[Entrant]) -> None:
     """Fills in a row per entrant, size and batch; reasons of the absent ones."""
-    entrants = [e for e in entrants if not given.formats or e.name in given.formats]
+    entrants = [entrant for entrant in entrants if entrant.among(given.formats)]
     reached = probe.copy(given.board, COPY_BYTES, given)
     given.findings.facts["copy"] = reached
     for batches in (FEW, MANY):

@@ -133,6 +133,7 @@ class Board:
             "memory_bytes": found.memory_bytes,
             "l2_bytes": found.l2_bytes,
             "shared_bytes": found.shared_bytes,
+            "processor_shared_bytes": found.processor_shared_bytes,
             "driver_cuda": found.driver,
             "compiler": jit.default_compiler().identity,
             "torch": self.torch.__version__,

@@ -25,7 +25,7 @@ FUSED_ROWS = 256
 
 def check(given: Given, entrants: Sequence[Entrant]) -> None:
     """Fills in a row per entrant, shape and batch."""
-    wanted = [e for e in entrants if not given.formats or e.name in given.formats]
+    wanted = [entrant for entrant in entrants if entrant.among(given.formats)]
     if not wanted:
         raise AbsentError("no product of ours is plugged in (bench/gpu/entrants.py)")
     for entrant in wanted:

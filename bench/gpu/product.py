@@ -5,7 +5,7 @@ A new one is a class with these members, and an Entrant of it in `entrants.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,6 +49,7 @@ Maker = Callable[["Board", int, int, int], Product]
 class Entrant:
     """Who takes part."""
 
+    #: a format of ours first: "m2-e4m3", "m2-e4m3 fp8x2"
     name: str
     make: Maker
     #: bits per stored weight, roughly: how many copies go past the L2
@@ -56,6 +57,10 @@ class Entrant:
     peer: bool = False
     #: rows that it is made for at most
     most_rows: int = 1 << 20
+
+    def among(self, names: Sequence[str]) -> bool:
+        """Whether it is asked for: by its name, its first word (a format, torch), or everybody."""
+        return not names or bool({self.name, self.name.split()[0]} & set(names))
 
 
 def activations(m: int, k: int, seed: int = 0) -> np.ndarray:

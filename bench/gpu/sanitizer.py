@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpu.stage import AbsentError, Given, Stage
@@ -52,32 +54,45 @@ def find() -> Path | None:
     return Path(on_path) if on_path else None
 
 
-def command(program: Path, tool: str) -> list[str]:
-    """The part of the run that it watches."""
+def command(program: Path, tool: str, seconds: float) -> list[str]:
+    """The part of the run that it watches; it keeps to the time by itself, too."""
     watch = [str(program), "--tool", tool, "--error-exitcode", str(FOUND_ERRORS)]
-    chosen = ["--together", "--only", "decode", "products", "--formats", *FORMATS]
-    part = ["-m", "gpu", *chosen, "--no-json"]  # together: it watches the process that it starts
-    return [*watch, sys.executable, *part]
+    # together: it watches the process that it starts
+    part = ["-m", "gpu", "--together", "--only", "decode", "products", "--no-json"]
+    kept = ["--seconds", f"{seconds:.0f}", "--formats", *FORMATS]
+    return [*watch, sys.executable, *part, *kept]
+
+
+def output(asked: Sequence[str], seconds: float) -> tuple[int, str]:
+    """Exit code and what was said; TimeoutExpired after the end of all its processes.
+
+    The sanitizer starts Python as its child: to end the one alone would leave the other on the GPU.
+    """
+    process = subprocess.Popen(
+        asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return process.returncode, said
 
 
 def _run(given: Given, program: Path, tool: str) -> dict[str, object]:
+    seconds = max(given.deadline.left, 1)
     try:
-        done = subprocess.run(
-            command(program, tool),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=max(given.deadline.left, 1),
-        )
+        code, text = output(command(program, tool, seconds), seconds)
     except subprocess.TimeoutExpired:
         given.findings.cut = True
         return {"tool": tool, "found_errors": False, "said": "the time was up"}
-    said = [line for line in done.stdout.splitlines() if line.startswith("=========")]
+    said = [line for line in text.splitlines() if line.startswith("=========")]
     return {
         "tool": tool,
-        "found_errors": done.returncode == FOUND_ERRORS,
-        "exit": done.returncode,
-        "said": " | ".join(said[:20] if done.returncode == FOUND_ERRORS else said[-1:]),
+        "found_errors": code == FOUND_ERRORS,
+        "exit": code,
+        "said": " | ".join(said[:20] if code == FOUND_ERRORS else said[-1:]),
     }
 
 

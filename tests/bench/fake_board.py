@@ -65,6 +65,7 @@ class FakeBoard:
     def __init__(self, capability=(9, 0), *, compiles: bool = False, torch=None) -> None:
         facts = Facts(
             name="NVIDIA Fake 100", capability=capability, multiprocessors=4, shared_bytes=99 << 10,
+            processor_shared_bytes=100 << 10,
             memory_bytes=1 << 24, l2_bytes=1 << 16, clock_mhz=1000, driver="13.0",
         )  # fmt: skip
         self.gpu = SimpleNamespace(facts=facts)

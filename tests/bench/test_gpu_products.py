@@ -164,6 +164,13 @@ def test_rows_that_a_product_is_not_made_for_are_left_out(measured):
     assert {row["m"] for row in measured(entrant(most_rows=2)).rows} == {1}
 
 
+def test_entrants_are_asked_for_by_name_or_first_word():
+    made = entrant(name="m2-e4m3 fp8x2")
+    assert [made.among(names) for names in ([], ["m2-e4m3"], ["m2-e4m3 fp8x2"], ["m2"])] == [
+        True, True, True, False,
+    ]  # fmt: skip
+
+
 def test_an_entrant_that_breaks_costs_its_rows_alone(measured):
     from gpu.product import Entrant
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -168,40 +170,52 @@ def test_what_a_sanitizer_finds_fails_the_stage(given_of, board_of, monkeypatch,
 
     asked = []
 
-    def fake_run(command, **_):
+    def output(command, seconds):
         asked.append(command)
-        said = "noise\n========= ERROR SUMMARY: 1 error\n"
-        return subprocess.CompletedProcess(command, code, stdout=said, stderr="")
+        return code, "noise\n========= ERROR SUMMARY: 1 error\n"
 
     monkeypatch.setattr(sanitizer, "find", lambda: sanitizer.Path("sanitizer"))
-    monkeypatch.setattr(sanitizer.subprocess, "run", fake_run)
+    monkeypatch.setattr(sanitizer, "output", output)
     given = given_of(board_of())
     sanitizer.check(given)
     assert len(given.findings.wrong) == wrong
     assert [row["tool"] for row in given.findings.rows] == ["memcheck", "racecheck"]
     assert asked[0][:3] == ["sanitizer", "--tool", "memcheck"]
-    assert asked[0][-1] == "--no-json"
+    assert "--no-json" in asked[0]
 
 
 def test_a_sanitizer_that_takes_too_long_is_cut(given_of, board_of, monkeypatch):
     from gpu import sanitizer
 
-    def slow(command, timeout, **_):
-        raise subprocess.TimeoutExpired(command, timeout)
+    def slow(command, seconds):
+        raise subprocess.TimeoutExpired(command, seconds)
 
     monkeypatch.setattr(sanitizer, "find", lambda: sanitizer.Path("sanitizer"))
-    monkeypatch.setattr(sanitizer.subprocess, "run", slow)
+    monkeypatch.setattr(sanitizer, "output", slow)
     given = given_of(board_of())
     sanitizer.check(given)
     assert given.findings.cut
     assert given.findings.wrong == []
 
 
+def test_the_children_of_a_sanitizer_end_with_it(tmp_path):
+    from gpu import sanitizer
+
+    mark = tmp_path / "alive"
+    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with pytest.raises(subprocess.TimeoutExpired):
+        sanitizer.output([sys.executable, "-c", parent], 1)
+    time.sleep(4)
+    assert not mark.exists()
+    assert sanitizer.output([sys.executable, "-c", "print('x'); exit(3)"], 60) == (3, "x\n")
+
+
 def test_the_sanitizers_command_is_one_that_the_program_takes():
     from gpu import sanitizer
     from gpu.__main__ import options
 
-    command = sanitizer.command(sanitizer.Path("s"), "memcheck")
+    command = sanitizer.command(sanitizer.Path("s"), "memcheck", 30)
     parsed = options(command[command.index("gpu") + 1 :])
     assert (parsed.only, parsed.no_json) == (["decode", "products"], True)
     assert set(parsed.formats) <= set(FORMATS)

@@ -118,7 +118,7 @@ def loops(disassembly: str) -> dict[str, tuple[tuple[str, ...], ...]]:
         found[name] = tuple(
             opcodes[target : last + 1]
             for last, (opcode, target) in enumerate(code)
-            if opcode == "BRA" and target is not None and target < last
+            if opcode.startswith("BRA") and target is not None and target < last
         )
     return found
 

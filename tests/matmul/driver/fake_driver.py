@@ -6,7 +6,7 @@ import ctypes
 import struct
 from collections import Counter
 
-ATTRIBUTES = {16: 132, 13: 1_980_000, 38: 60 << 20, 97: 227 * 1024}
+ATTRIBUTES = {16: 132, 13: 1_980_000, 38: 60 << 20, 97: 227 * 1024, 81: 228 * 1024}
 FUNCTION_ATTRIBUTES = {3: 0, 4: 168}
 
 

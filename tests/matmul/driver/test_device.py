@@ -12,8 +12,12 @@ import pytest
 from unspool.decode.machine import MACHINES, Slot
 from unspool.errors import UnspoolError
 from unspool.matmul.cuda import device, driver, jit
+from unspool.matmul.cuda.cubin_cache import CubinCache
 from unspool.matmul.cuda.device import Gpu, architecture_number, machine_of
 from unspool.matmul.cuda.driver import Driver
+from unspool.matmul.cuda.recipe import recipe
+from unspool.matmul.cuda.source import multiply_kernel
+from unspool.spec.catalog import FORMATS
 from unspool.spec.operand import INT8
 
 
@@ -50,6 +54,7 @@ def test_a_gpu_tells_what_it_is(opened):
     facts = found.facts
     assert (facts.name, facts.capability, facts.driver) == ("NVIDIA Fake", (9, 0), "13.0")
     assert (facts.multiprocessors, facts.shared_bytes) == (132, 227 * 1024)
+    assert facts.processor_shared_bytes == 228 * 1024
     assert (facts.memory_bytes, facts.l2_bytes, facts.clock_mhz) == (80 << 30, 60 << 20, 1980)
     assert found.machine == MACHINES["sm90"]
 
@@ -117,6 +122,18 @@ def test_real_machine_code_is_for_the_gpu_it_was_compiled_for(capability):
     architecture = machine_of(capability).architecture
     number = architecture_number(compiler.cubin("__global__ void k() {}", architecture))
     assert f"sm_{number}" == architecture.rstrip("a")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(jit.why_not()), reason=jit.why_not() or "compiling works")
+@pytest.mark.parametrize("capability", device._NAMED)
+def test_the_fused_product_compiles_for_every_gpu(capability, tmp_path):
+    machine = machine_of(capability)
+    made = recipe(FORMATS["m2-e4m3"], machine)
+    kernel = multiply_kernel(made, tokens=16, output="bfloat16", slots=2)
+    cubin = jit.compile(kernel.source, kernel.architecture, kept=CubinCache(folder=tmp_path))
+    assert f"sm_{architecture_number(cubin)}" == machine.architecture.rstrip("a")
+    assert kernel.name.encode() in cubin
 
 
 def test_no_driver_is_told(monkeypatch):

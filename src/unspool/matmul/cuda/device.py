@@ -35,6 +35,7 @@ _NO_INTEGERS = frozenset({(10, 3)})
 
 #: CUdevice_attribute
 _MULTIPROCESSORS, _CLOCK, _L2, _MAJOR, _MINOR, _SHARED_BYTES = 16, 13, 38, 75, 76, 97
+_PROCESSOR_SHARED_BYTES = 81
 #: CUfunction_attribute
 _LOCAL_BYTES, _REGISTERS, _DYNAMIC_SHARED_BYTES = 3, 4, 8
 #: a launch may have so much dynamic shared memory without being asked
@@ -52,6 +53,8 @@ class Facts:
     multiprocessors: int
     #: a block's shared memory at most
     shared_bytes: int
+    #: a multiprocessor's, for all blocks that it runs at once
+    processor_shared_bytes: int
     memory_bytes: int
     l2_bytes: int
     clock_mhz: int
@@ -157,6 +160,7 @@ class Gpu:
             capability=(self._attribute(_MAJOR), self._attribute(_MINOR)),
             multiprocessors=self._attribute(_MULTIPROCESSORS),
             shared_bytes=self._attribute(_SHARED_BYTES),
+            processor_shared_bytes=self._attribute(_PROCESSOR_SHARED_BYTES),
             memory_bytes=memory.value,
             l2_bytes=self._attribute(_L2),
             clock_mhz=self._attribute(_CLOCK) // 1000,
