@@ -5,10 +5,11 @@ A product of ours is plugged in by an Entrant in OURS whose `make` returns a `gp
 
 from __future__ import annotations
 
+from gpu import ours
 from gpu.peers import humming, marlin, pytorch
 from gpu.product import Entrant
 
-OURS: tuple[Entrant, ...] = ()
+OURS: tuple[Entrant, ...] = ours.ENTRANTS
 
 PEERS: tuple[Entrant, ...] = (
     Entrant(name="torch bf16", make=pytorch.bf16, bits=16, peer=True),
