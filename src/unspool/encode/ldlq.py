@@ -27,8 +27,9 @@ from unspool.spec.format import Format
 BATCH = 128
 """Columns after which errors reach all later ones, by one matrix product (as in GPTQ)."""
 
-STRETCHES = (0.94, 1.0, 1.06)
-"""Scales of a trellis code's rows that are tried, as multiples of what fits their RMS."""
+STRETCHES = (1.0,)
+"""Scales of a trellis code's rows that are tried, as multiples of what fits their RMS. Trying .94
+and 1.06 too lowers a layer's error by a percent and left the KL of the bundled model as it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
