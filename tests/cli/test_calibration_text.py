@@ -28,12 +28,19 @@ def test_the_word_demo_names_the_bundled_text() -> None:
     assert tuple(windows.shape) == (3, 512)
 
 
-def test_quantizing_with_a_text_reports_its_tokens(run, tiny, tmp_path) -> None:
+def test_quantizing_with_a_text_reports_its_tokens_and_tunes_on_them(run, tiny, tmp_path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
     options = ["--bits", "2", "--json", "--calibration", text, "--calibration-tokens", "64"]
-    found = run("quantize", tiny, "-o", tmp_path / "out", *options).json
+    found = run("quantize", tiny, "-o", tmp_path / "out", *options, "--tune", "3").json
     assert found["calibration_tokens"] == 64
+    assert found["tuned"]["parameters"] > 0
     plain = run("quantize", tiny, "-o", tmp_path / "plain", "--bits", "2", "--json").json
     assert plain["calibration_tokens"] == 0
     assert found["bytes"] == plain["bytes"]
+
+
+def test_tuning_without_a_text_is_refused(run, tiny, tmp_path) -> None:
+    result = run("quantize", tiny, "-o", tmp_path / "out", "--bits", "2", "--tune", "3")
+    assert result.code == 2
+    assert "tuning needs a text" in result.err

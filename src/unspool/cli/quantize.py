@@ -62,6 +62,10 @@ def quantize(
     calibration_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of it that are used, from its start.")
     ] = TOKENS,
+    tune: Annotated[
+        int,
+        typer.Option(min=0, help="Steps that then tune scales and norms on that text; try 120."),
+    ] = 0,
     passes: Annotated[
         int | None,
         typer.Option(min=2, help="Viterbi passes per ring; twice as many take twice as long."),
@@ -77,6 +81,8 @@ def quantize(
     body, limit = chosen_format(format, bits), byte_size(shard_size)
     head = None if head is None else parse_name(head)
     source = resolve(path)
+    if tune and calibration is None:
+        raise CheckpointError("tuning needs a text", where="--tune", allowed="--calibration FILE")
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
@@ -88,7 +94,7 @@ def quantize(
     else:
         effort = {"passes": passes, "threads": threads, "calibration": windows}
         saving = {"overwrite": overwrite, "max_shard_bytes": limit}
-        found |= write(source, place, body, selection, effort, saving, quiet)
+        found |= write(source, place, body, selection, effort, saving, quiet, tune)
     found |= {"out": place, "seconds": time.perf_counter() - start}
     if json:
         print_json(found)
@@ -166,6 +172,7 @@ def write(
     effort: dict[str, Any],
     saving: dict[str, Any],
     quiet: bool,
+    tuning: int = 0,
 ) -> dict[str, Any]:
     """Quantizes the model of a folder or hub id and saves it; the table of layers and the sizes.
 
@@ -181,10 +188,26 @@ def write(
     given = {name: value for name, value in effort.items() if value is not None}
     with progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
         report = unspool.quantize(model, fmt, progress=advance, **selection, **given)
+    tuned = tuned_by(model, source, given["calibration"], tuning, quiet) if tuning else None
     unspool.save(model, folder, source=locate(source), **saving)
     layers = [vars(layer) for layer in report.layers]
     left_out = [vars(weight) for weight in report.left_out]
-    return {"layers": layers, "left_out": left_out, **sizes_of(model).to_json()}
+    done = {"layers": layers, "left_out": left_out, "tuned": tuned}
+    return {**done, **sizes_of(model).to_json()}
+
+
+def tuned_by(
+    model: nn.Module, source: str, windows: torch.Tensor, steps: int, quiet: bool
+) -> dict[str, Any]:
+    """Tunes the model in that many steps; the KL before and after on the calibration text."""
+    from unspool.model.load import load_model
+    from unspool.model.tune import Effort, tune
+
+    with progress("tuning", quiet=quiet) as advance:
+        found = tune(
+            model, load_model(source), windows, effort=Effort(steps=steps), progress=advance
+        )
+    return vars(found)
 
 
 def _output(out: Path | None, source: str, overwrite: bool) -> Path:

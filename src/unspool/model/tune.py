@@ -79,7 +79,7 @@ def tune(
     Takes the memory of a dense float32 copy and its gradients beside both models. Raises ModelError
     for a model without quantized layers.
     """
-    student = deepcopy(model).float()
+    student = nn.Module.float(deepcopy(model))  # transformers' own refuses loaded checkpoints
     gains = _with_gains(student)
     norms = [(n, p) for n, p in student.named_parameters() if p.ndim == 1 and "gain" not in n]
     moving = [each.gain for each in gains.values()] + [p for _, p in norms]
