@@ -27,12 +27,14 @@ namespace baseline {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(UNSPOOL_BASELINE)
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
+#define UNSPOOL_AVX2  // for a kernel that needs an instruction by name; __AVX2__ does not change
 namespace {
 namespace v3 {
 #include "simd.hpp"
 #include UNSPOOL_KERNEL
 }  // namespace v3
 }  // namespace
+#undef UNSPOOL_AVX2
 #pragma GCC pop_options
 #define UNSPOOL_BEST(function) \
   (__builtin_cpu_supports("x86-64-v3") ? v3::function : baseline::function)

@@ -18,7 +18,7 @@ from unspool.errors import NativeError, SlowPathWarning
 ENVIRONMENT_VARIABLE = "UNSPOOL_NATIVE"
 """A path to the library, for development against a build folder."""
 
-ABI = 3
+ABI = 4
 """What functions of the library take and return: raised with every change, here and in C++."""
 
 MOST_THREADS = 1024

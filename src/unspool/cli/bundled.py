@@ -15,6 +15,10 @@ from unspool.errors import EvaluationError
 
 NAME = "demo"
 
+CALIBRATION = "calibration.txt"
+"""The bundled calibration text, beside the model. It shares no window of 32 tokens with the
+held-out text, which figures are measured on."""
+
 ModelPath = Annotated[
     str,
     typer.Argument(

@@ -9,17 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unspool.cli.bundled import ModelPath, resolve
+from unspool.cli.bundled import CALIBRATION, NAME, ModelPath, folder, read_text, resolve
 from unspool.cli.sizes import Sizes
 from unspool.cli.terminal import AsJson, Quiet, byte_count, print_json, print_table, progress
 from unspool.errors import CheckpointError, DeclarationError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from unspool.spec.format import Format
 
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+TOKENS = 65536
+"""Calibration tokens unless said otherwise: KL no longer falls beyond (docs/log.md)."""
+
+WINDOW = 512
+"""Tokens per window of the calibration text."""
+
 COLUMNS = ("layer", "format", "n x k", "bits/weight", "bytes", "error")
 
 
@@ -43,6 +50,22 @@ def quantize(
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", help="Not the layers that match.")
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="A text like those the model is for, or the word demo: errors are made where it "
+            "notices them least. Takes minutes to hours, and pays most below 4 bits.",
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of it that are used, from its start.")
+    ] = TOKENS,
+    tune: Annotated[
+        int,
+        typer.Option(min=0, help="Steps that then tune scales and norms on that text; try 120."),
+    ] = 0,
     passes: Annotated[
         int | None,
         typer.Option(min=2, help="Viterbi passes per ring; twice as many take twice as long."),
@@ -58,17 +81,21 @@ def quantize(
     body, limit = chosen_format(format, bits), byte_size(shard_size)
     head = None if head is None else parse_name(head)
     source = resolve(path)
-    folder = None if dry_run else _output(out, source, overwrite)
+    if tune and calibration is None:
+        raise CheckpointError("tuning needs a text", where="--tune", allowed="--calibration FILE")
+    windows = calibration_windows(calibration, source, calibration_tokens)
+    place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
+    found["calibration_tokens"] = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
     start = time.perf_counter()
-    if folder is None:
+    if place is None:
         found |= plan(source, body, selection)
     else:
-        effort = {"passes": passes, "threads": threads}
+        effort = {"passes": passes, "threads": threads, "calibration": windows}
         saving = {"overwrite": overwrite, "max_shard_bytes": limit}
-        found |= write(source, folder, body, selection, effort, saving, quiet)
-    found |= {"out": folder, "seconds": time.perf_counter() - start}
+        found |= write(source, place, body, selection, effort, saving, quiet, tune)
+    found |= {"out": place, "seconds": time.perf_counter() - start}
     if json:
         print_json(found)
     else:
@@ -89,6 +116,19 @@ def chosen_format(name: str | None, bits: float | None) -> Format:
             "no default format for that rate", where="--bits", found=bits, allowed=allowed
         )
     return parse(DEFAULTS[bits])
+
+
+def calibration_windows(file: str | None, source: str, tokens: int) -> torch.Tensor | None:
+    """Windows of token ids `[count, tokens]` of a calibration text; None without one."""
+    if file is None:
+        return None
+    from unspool.evaluate.perplexity import tokenize, windows
+    from unspool.model.load import load_tokenizer
+
+    path = folder() / CALIBRATION if file == NAME else Path(file)
+    text = read_text(path)
+    ids = tokenize(text, load_tokenizer(source))
+    return windows(ids, min(WINDOW, tokens), tokens)
 
 
 def parse_name(name: str) -> str:
@@ -129,9 +169,10 @@ def write(
     folder: Path,
     fmt: Format,
     selection: dict[str, Any],
-    effort: dict[str, int | None],
+    effort: dict[str, Any],
     saving: dict[str, Any],
     quiet: bool,
+    tuning: int = 0,
 ) -> dict[str, Any]:
     """Quantizes the model of a folder or hub id and saves it; the table of layers and the sizes.
 
@@ -147,10 +188,26 @@ def write(
     given = {name: value for name, value in effort.items() if value is not None}
     with progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
         report = unspool.quantize(model, fmt, progress=advance, **selection, **given)
+    tuned = tuned_by(model, source, given["calibration"], tuning, quiet) if tuning else None
     unspool.save(model, folder, source=locate(source), **saving)
     layers = [vars(layer) for layer in report.layers]
     left_out = [vars(weight) for weight in report.left_out]
-    return {"layers": layers, "left_out": left_out, **sizes_of(model).to_json()}
+    done = {"layers": layers, "left_out": left_out, "tuned": tuned}
+    return {**done, **sizes_of(model).to_json()}
+
+
+def tuned_by(
+    model: nn.Module, source: str, windows: torch.Tensor, steps: int, quiet: bool
+) -> dict[str, Any]:
+    """Tunes the model in that many steps; the KL before and after on the calibration text."""
+    from unspool.model.load import load_model
+    from unspool.model.tune import Effort, tune
+
+    with progress("tuning", quiet=quiet) as advance:
+        found = tune(
+            model, load_model(source), windows, effort=Effort(steps=steps), progress=advance
+        )
+    return vars(found)
 
 
 def _output(out: Path | None, source: str, overwrite: bool) -> Path:

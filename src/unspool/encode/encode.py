@@ -55,21 +55,23 @@ def encode(
     Rows of zeros decode to zeros (where rows are not rotated into each other). Works through
     the rows in strips: some 100 MB beside the weight and the result, whatever its size.
     """
-    weight = _checked(weight, where)
-    unit = _unit(weight, fmt, where)
+    weight = checked_weight(weight, where)
+    unit = unit_of(weight, fmt, where)
     tensor = None
     if fmt.scale.tensor:
-        largest = max(float(_wanted(strip, fmt).max()) for strip in _strips(weight, fmt, unit))
+        largest = max(
+            float(wanted_scale(strip, fmt).max()) for strip in strips_of(weight, fmt, unit)
+        )
         tensor = scales.tensor_scale(largest, fmt.scale.operand)
-    strips = _strips(weight, fmt, unit, threads)
+    strips = strips_of(weight, fmt, unit, threads)
     parts = [_encode_strip(strip, fmt, tensor, passes, threads) for strip in strips]
     return CodedMatrix(
         format=fmt,
         shape=(weight.shape[0], weight.shape[1]),
         codes=np.concatenate([part.codes for part in parts]),
-        scale=_joined([part.scale for part in parts]),
+        scale=joined([part.scale for part in parts]),
         tensor_scale=None if tensor is None else np.array(tensor * unit, np.float32),
-        table=_joined([part.table for part in parts]),
+        table=joined([part.table for part in parts]),
     )
 
 
@@ -100,7 +102,7 @@ def _encode_strip(
     return _Part(codes=pack(states, fmt.code), scale=fitted.bits, table=table)
 
 
-def _strips(
+def strips_of(
     weight: np.ndarray, fmt: Format, unit: np.float32, threads: int | None = None
 ) -> Iterator[np.ndarray]:
     """The weight over `unit`, padded and rotated, some rows at a time."""
@@ -114,7 +116,7 @@ def _strips(
         yield rotate(padded, fmt.rotation, first_row=first, threads=threads)
 
 
-def _unit(weight: np.ndarray, fmt: Format, where: str) -> np.float32:
+def unit_of(weight: np.ndarray, fmt: Format, where: str) -> np.float32:
     """A power of two that brings the largest weight to [1, 2), for the tensor scale to take back.
 
     Squares of weights then stay inside float32, whatever the weights. Without a tensor scale the
@@ -133,12 +135,14 @@ def _unit(weight: np.ndarray, fmt: Format, where: str) -> np.float32:
     return np.float32(1)
 
 
-def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+def joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """What strips have, one below the other; None where they have none."""
     found = [part for part in parts if part is not None]
     return np.concatenate(found) if found else None
 
 
-def _checked(weight: np.ndarray, where: str) -> Float32[np.ndarray, "n k"]:
+def checked_weight(weight: np.ndarray, where: str) -> Float32[np.ndarray, "n k"]:
+    """The weight as float32; raises WeightError unless it is a finite matrix."""
     if weight.ndim != 2 or 0 in weight.shape:
         raise WeightError(
             "not a matrix", where=where, found=list(weight.shape), allowed="[n, k], both positive"
@@ -156,7 +160,7 @@ def not_finite(found: float, row: int, column: int, where: str) -> WeightError:
     return WeightError("a weight is not finite", where=place, found=found)
 
 
-def _wanted(strip: np.ndarray, fmt: Format) -> Float32[np.ndarray, "rows blocks"]:
+def wanted_scale(strip: np.ndarray, fmt: Format) -> Float32[np.ndarray, "rows blocks"]:
     """The scale that each block asks for, before rounding.
 
     Trellis codes: what brings its RMS to the code's sigma. All others: what brings its largest
@@ -177,7 +181,7 @@ def _coded(
     strip: np.ndarray, fmt: Format, tensor: np.ndarray | None, passes: int, threads: int | None
 ) -> tuple[np.ndarray, Scales]:
     """Trellis codes: the wanted scales, refitted to the values that the search chose."""
-    fitted = scales.store(_wanted(strip, fmt), fmt.scale, tensor)
+    fitted = scales.store(wanted_scale(strip, fmt), fmt.scale, tensor)
     targets = scales.divide(strip, fitted, fmt.scale)
     states, values = _search(targets, fmt.code, passes, threads)
     return states, scales.refit(strip, values, fitted, fmt.scale, tensor)
@@ -201,7 +205,7 @@ def _plain(
 ) -> tuple[np.ndarray, Scales]:
     """Plain codes: per block the best of many scales, from clipping to spare range."""
     code, scale = fmt.code, fmt.scale
-    values, wanted = state_values(code)[:, 0], _wanted(strip, fmt)
+    values, wanted = state_values(code)[:, 0], wanted_scale(strip, fmt)
     fitted = least = None
     for clip in CLIPS:
         candidate = scales.store(wanted * np.float32(clip), scale, tensor)
@@ -218,7 +222,7 @@ def _with_levels(
 ) -> tuple[np.ndarray, Scales, np.ndarray]:
     """Tables fitted to the weights: scales put the largest level at the top of the operand."""
     (parameter,) = fmt.code.program.parameters
-    fitted = scales.store(_wanted(strip, fmt), fmt.scale, tensor)
+    fitted = scales.store(wanted_scale(strip, fmt), fmt.scale, tensor)
     units = _in_units(scales.divide(strip, fitted, fmt.scale), parameter)
     flat = units.reshape(-1, units.shape[-1])
     zero = _holds_zero_row(strip, parameter)

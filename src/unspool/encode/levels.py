@@ -22,18 +22,22 @@ def fit(
     length: int,
     operand: Operand,
     zero: Bool[np.ndarray, "units"],
+    importance: np.ndarray | None = None,
 ) -> np.ndarray:
     """Operand bit patterns `[units, length]`, ascending, fitted to each unit's weights.
 
     Lloyd 1982, started from quantiles; the levels are rounded to the operand at the end. Units
-    marked `zero` get a level of exactly zero.
+    marked `zero` get a level of exactly zero. `importance` `[count]` weights the squared errors.
     """
-    ordered = np.sort(weights, axis=1).astype(np.float64)
-    totals = np.pad(np.cumsum(ordered, axis=1), ((0, 0), (1, 0)))
+    order = np.argsort(weights, axis=1, kind="stable")
+    ordered = np.take_along_axis(weights, order, axis=1).astype(np.float64)
+    share = np.ones(weights.shape[1]) if importance is None else importance
+    shares = np.pad(np.cumsum(share[order], axis=1), ((0, 0), (1, 0)))
+    totals = np.pad(np.cumsum(share[order] * ordered, axis=1), ((0, 0), (1, 0)))
     middles = (np.arange(length) + 0.5) / length * ordered.shape[1]
     levels = ordered[:, middles.astype(np.intp)]
     for _ in range(ROUNDS):
-        levels = _centroids(ordered, totals, levels)
+        levels = _centroids(ordered, totals, shares, levels)
     levels = _with_zero(levels, zero)
     values = operand.values().astype(np.float32)
     finite = np.where(np.isfinite(values), values, np.nan)
@@ -49,7 +53,10 @@ def _with_zero(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _centroids(
-    ordered: np.ndarray, totals: np.ndarray, levels: Float32[np.ndarray, "units length"]
+    ordered: np.ndarray,
+    totals: np.ndarray,
+    shares: np.ndarray,
+    levels: Float32[np.ndarray, "units length"],
 ) -> np.ndarray:
     """The mean of the weights nearest to each level; a level without any keeps its place."""
     units, count = ordered.shape
@@ -57,5 +64,5 @@ def _centroids(
     inner = [(ordered < border[:, None]).sum(axis=1) for border in borders.T]
     edges = np.stack([np.zeros(units, int), *inner, np.full(units, count)], axis=1)
     sums = np.diff(np.take_along_axis(totals, edges, axis=1), axis=1)
-    sizes = np.diff(edges, axis=1)
-    return np.where(sizes > 0, sums / np.maximum(sizes, 1), levels)
+    sizes = np.diff(np.take_along_axis(shares, edges, axis=1), axis=1)
+    return np.where(sizes > 0, sums / np.where(sizes > 0, sizes, 1), levels)

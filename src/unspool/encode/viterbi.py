@@ -15,7 +15,8 @@ Finding the best start exactly costs one search per node, so the search goes rou
 An edge costs sum(v * v) - 2 * sum(v * x) over its lanes: the squared error less sum(x * x), which
 is the same for all. Both sums run in float32 in lane order, rounding after every operation, and
 walk costs are not renormalised; so the C++ kernel and the numpy twin below return the same states,
-bit for bit. Of equal candidates into a node the one from the lowest node wins, of those the lowest
+bit for bit. Codes whose nodes all follow each other are searched in bytes instead (`dense`). Of
+equal candidates into a node the one from the lowest node wins, of those the lowest
 state; of equal free ends, the lowest node.
 """
 
@@ -27,13 +28,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unspool import native
+from unspool.encode import dense
+from unspool.encode.passes import Floats, States, go_round
 from unspool.errors import UnspoolError, WeightError
 
-Floats = NDArray[np.float32]
-States = NDArray[np.uint32]
 Plane = tuple[int, int]
 
 _NO_MEMORY, _NO_WALK = 1, 2
@@ -60,8 +60,22 @@ def viterbi(
     count = native.threads(threads)
     if native.library() is None:
         native.warn_twin("the trellis search")
+    wide = dense.dense(np.asarray(values, np.float32), trellis.source, trellis.state)
+    if wide is None:
+        return _in_float(trellis, targets, passes, count)
+    if native.library() is None:
+        states, lost = dense.search_twin(wide, targets, passes)
+    else:
+        states, lost = dense.search(wide, targets, passes, count)
+    if lost.any():
+        states[lost] = _in_float(trellis, targets[lost], passes, count)
+    return states
+
+
+def _in_float(trellis: Trellis, targets: Floats, passes: int, threads: int) -> States:
+    if native.library() is None:
         return viterbi_twin(trellis, targets, passes)
-    return _viterbi_native(trellis, targets, passes, count)
+    return _viterbi_native(trellis, np.ascontiguousarray(targets), passes, threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +136,8 @@ def viterbi_twin(trellis: Trellis, targets: Floats, passes: int) -> States:
 
 
 def _twin_rings(trellis: Trellis, targets: Floats, passes: int) -> States:
-    nodes, steps = len(trellis.state), targets.shape[1]
-    half = steps // 2
-    boundary: States | None = None
-    states = np.empty(targets.shape[:2], np.uint32)
-    for number in range(1 if nodes == 1 else passes):
-        origin, other = (0, half) if number % 2 else (half, steps - half)
-        walked, before = _twin_pass(trellis, np.roll(targets, -origin, axis=1), boundary)
-        boundary, states = before[:, other], np.roll(walked, origin, axis=1)
-    return states
+    enough = 1 if len(trellis.state) == 1 else passes
+    return go_round(targets, enough, functools.partial(_twin_pass, trellis))
 
 
 def _twin_pass(trellis: Trellis, targets: Floats, boundary: States | None) -> tuple[States, States]:

@@ -19,7 +19,10 @@ import torch
 from torch import nn
 
 from unspool.encode.encode import PASSES, encode, not_finite
+from unspool.encode.ldlq import Calibration
 from unspool.errors import ModelError, WeightError
+from unspool.model.blocks import blocks_of
+from unspool.model.calibrate import Plan, both_streams, calibrate_block
 from unspool.model.linear import QuantizedLinear
 from unspool.model.progress import Progress
 from unspool.model.selection import LeftOut, fused_experts, plan, untie_head
@@ -82,8 +85,13 @@ def quantize(
     passes: int = PASSES,
     threads: int | None = None,
     progress: Progress | None = None,
+    calibration: torch.Tensor | None = None,
+    how: Calibration | None = None,
 ) -> Report:
     """Quantizes the linear layers of a model in place; see `selection.plan` for which.
+
+    `calibration`: windows of token ids `[count, tokens]`; errors are then made where these texts
+    notice them least (`model.calibrate`), `how` says with which effort. The head is not calibrated.
 
     Raises WeightError for a weight that is not finite, before the first layer is touched, and
     ModelError where nothing can be quantized. Fused expert weights stay dense and are named in a
@@ -96,31 +104,81 @@ def quantize(
         check_weight(_linear(model, name).weight, name)
     if head is not None:
         untie_head(model)
-    layers = apply(model, chosen, passes=passes, threads=threads, progress=progress)
+    told = Told(progress, len(chosen))
+    layers: tuple[LayerReport, ...] = ()
+    if calibration is not None:
+        steps = Plan(formats=chosen, how=how or Calibration(passes=passes), threads=threads)
+        layers = apply_calibrated(model, steps, calibration, told)
+        chosen = {name: fmt for name, fmt in chosen.items() if name not in told.names}
+    layers += apply(model, chosen, told, passes=passes, threads=threads)
     join_siblings(model)
     return Report(layers=layers, left_out=left_out)
+
+
+class Told:
+    """Progress over layers that several functions share."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        """`progress` is told of every layer, and of the end."""
+        self._progress, self._total = progress, total
+        self.names: set[str] = set()
+
+    def begin(self, name: str) -> None:
+        """A layer is next; "" when all are done."""
+        if self._progress is not None:
+            self._progress(len(self.names), self._total, name)
+
+    def done(self, name: str) -> None:
+        """A layer is finished."""
+        self.names.add(name)
+        if len(self.names) == self._total:
+            self.begin("")
 
 
 def apply(
     model: nn.Module,
     chosen: Mapping[str, Format],
+    told: Told,
     *,
     passes: int = PASSES,
     threads: int | None = None,
-    progress: Progress | None = None,
 ) -> tuple[LayerReport, ...]:
     """Replaces the named layers one after the other; each dense weight is freed at once."""
     reports = []
-    for done, (name, fmt) in enumerate(chosen.items()):
-        if progress is not None:
-            progress(done, len(chosen), name)
+    for name, fmt in chosen.items():
+        told.begin(name)
         matrix_of = partial(encode, fmt=fmt, passes=passes, threads=threads, where=name)
-        layer, report = _quantized(_linear(model, name), name, matrix_of)
-        model.set_submodule(name, layer)
-        reports.append(report)
-    if progress is not None:
-        progress(len(chosen), len(chosen), "")
+        reports.append(_replace(model, name, matrix_of))
+        told.done(name)
     return tuple(reports)
+
+
+def apply_calibrated(
+    model: nn.Module, steps: Plan, windows: torch.Tensor, told: Told
+) -> tuple[LayerReport, ...]:
+    """Replaces the layers of all blocks, each calibrated on what those before it give."""
+    blocks, reports = blocks_of(model), []
+    streams = both_streams(model, model.get_submodule(blocks.names[0]), windows)
+    for place, prefix in enumerate(blocks.names):
+        told.begin(prefix)
+        for found in calibrate_block(blocks.read(place), prefix, streams, steps):
+            reports.append(_replace(model, found.name, partial(_given, found.matrix)))
+            told.done(found.name)
+            told.begin(found.name)
+    return tuple(reports)
+
+
+def _given(matrix: CodedMatrix, weight: np.ndarray) -> CodedMatrix:
+    """A matrix that was made already."""
+    return matrix
+
+
+def _replace(
+    model: nn.Module, name: str, matrix_of: Callable[[np.ndarray], CodedMatrix]
+) -> LayerReport:
+    layer, report = _quantized(_linear(model, name), name, matrix_of)
+    model.set_submodule(name, layer)
+    return report
 
 
 def check_weight(weight: torch.Tensor, where: str) -> None:

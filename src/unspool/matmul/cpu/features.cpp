@@ -81,7 +81,7 @@ extern "C" __attribute__((visibility("default"))) uint64_t unspool_cpu_features(
 }
 
 // What functions take and return; raised with every change, as native.py says it.
-extern "C" __attribute__((visibility("default"))) int unspool_abi() { return 3; }
+extern "C" __attribute__((visibility("default"))) int unspool_abi() { return 4; }
 
 // Which targets this library was compiled with: bit 0 avx2, bit 1 avx512, bit 2 neon.
 extern "C" __attribute__((visibility("default"))) uint64_t unspool_compiled_targets() {

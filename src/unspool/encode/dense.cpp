@@ -1,0 +1,183 @@
+// The best tail-biting walk through a dense trellis, many rings at a time. dense.py states the
+// algorithm and holds the numpy twin, which gives the same states bit for bit.
+//
+// SIMD runs over rings: 32 of them in one vector of bytes. A step's costs are looked up: one table
+// of 15 x 15 pairs of levels (7 KiB) or of 63 levels (2 KiB) per entry of `tables`, so that these
+// and the walks (8 KiB) stay in the first cache while the edges' offsets stream from the second.
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "pool.hpp"
+
+namespace {
+
+using namespace unspool;
+using std::size_t;
+
+constexpr size_t kRings = 32;   // rings in a group
+constexpr size_t kAbreast = 4;  // to-nodes advanced together
+constexpr uint8_t kMost = 0xff;  // what a cost is at most
+constexpr int kNoMemory = 1;
+
+struct Dense {
+  const float* levels;      // [lanes, count]: the values of each lane
+  const uint16_t* offsets;  // [nodes / 4, from-nodes, 4 to-nodes, parallel, tables]
+  const uint32_t* state;    // [nodes, from-nodes * parallel]
+  size_t nodes, parallel, lanes, count, tables;
+  float units;  // costs are integers: squares times `units`, kMost at most
+};
+
+struct Job {
+  Dense trellis;
+  const float* targets;  // [rings, steps, lanes]
+  uint32_t* states;      // [rings, steps]
+  uint8_t* lost;         // [rings]: whether costs of the walk found were cut off
+  size_t rings, steps, passes;
+};
+
+struct Best {
+  int cost;
+  size_t edge;
+};
+
+// Memory whose vectors never cross a cache line: half of them did, at a third of the speed.
+template <class Number>
+struct Aligned {
+  struct Free {
+    void operator()(Number* at) const { operator delete[](at, std::align_val_t(64)); }
+  };
+  std::unique_ptr<Number[], Free> owned;
+  explicit Aligned(size_t count)
+      : owned(static_cast<Number*>(operator new[](count * sizeof(Number), std::align_val_t(64)))) {}
+  Number* get() const { return owned.get(); }
+};
+
+// What one worker needs; allocated once.
+struct Scratch {
+  Aligned<float> targets;   // [steps, lanes, kRings]
+  Aligned<uint8_t> levels;  // [lanes, count, kRings]
+  Aligned<uint8_t> tables;  // [tables, entries, kRings]
+  Aligned<uint8_t> walks;   // [steps + 1, nodes, kRings]: cheapest walk to each node
+  Aligned<uint8_t> taken;   // [steps + 1, kRings]: what was taken from all walks of a step
+};
+
+}  // namespace
+
+#define UNSPOOL_KERNEL "encode/dense_step.hpp"
+#include "each_isa.hpp"
+
+namespace {
+
+// Rings beyond the last are zeros; their walks are thrown away.
+void transpose_targets(const Job& job, size_t first, float* out) {
+  const size_t row = job.steps * job.trellis.lanes;
+  const size_t rings = std::min(kRings, job.rings - first);
+  for (size_t i = 0; i < row; ++i) {
+    for (size_t ring = 0; ring < rings; ++ring)
+      out[i * kRings + ring] = job.targets[(first + ring) * row + i];
+    for (size_t ring = rings; ring < kRings; ++ring) out[i * kRings + ring] = 0;
+  }
+}
+
+void cheapest_nodes(const Dense& t, const uint8_t* walks, size_t* nodes) {
+  for (size_t ring = 0; ring < kRings; ++ring) {
+    nodes[ring] = 0;
+    for (size_t node = 1; node < t.nodes; ++node)
+      if (walks[node * kRings + ring] < walks[nodes[ring] * kRings + ring]) nodes[ring] = node;
+  }
+}
+
+// One pass from the boundary at `origin` around the ring. Traces back to the step `until` and
+// leaves the nodes before it in `nodes`; writes the states on the way where they are to be kept.
+void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t first,
+              Scratch& scratch, size_t* nodes, bool keep) {
+  const Dense& t = job.trellis;
+  const size_t layer = t.nodes * kRings;
+  uint8_t *tables = scratch.tables.get(), *walks = scratch.walks.get();
+  uint8_t* taken = scratch.taken.get();
+  const auto tabulate = [&](size_t i) {
+    const size_t at = (origin + i) % job.steps * t.lanes * kRings;
+    UNSPOOL_BEST(cost_tables)(t, scratch.targets.get() + at, scratch.levels.get(), tables);
+  };
+  std::fill_n(walks, layer, uint8_t(0));
+  // The last layer matters only where the end is free: else the trace-back starts from its node.
+  const size_t forward = free ? job.steps : job.steps - 1;
+  for (size_t i = 0; i < forward; ++i) {
+    tabulate(i);
+    if (i == 0 && !free)
+      UNSPOOL_BEST(leave)(t, tables, nodes, walks + layer, taken + kRings);
+    else
+      UNSPOOL_BEST(step)(t, tables, walks + i * layer, walks + (i + 1) * layer,
+                         taken + (i + 1) * kRings);
+  }
+  size_t start[kRings];
+  std::copy_n(nodes, kRings, start);
+  if (free) cheapest_nodes(t, walks + job.steps * layer, nodes);
+  for (size_t i = job.steps; i-- > until;) {
+    tabulate(i);
+    const bool leaves = i == 0 && !free;
+    for (size_t ring = 0; ring < kRings && first + ring < job.rings; ++ring) {
+      const size_t from = leaves ? start[ring] : 0, last = leaves ? from + 1 : t.nodes;
+      const uint8_t* end = walks + (i + 1) * layer + nodes[ring] * kRings;
+      const int known = i < forward ? end[ring] + taken[(i + 1) * kRings + ring] : -1;
+      const Best best = UNSPOOL_BEST(cheapest_edge)(t, tables, walks + i * layer, nodes[ring],
+                                                    ring, from, last, known);
+      if (keep) {
+        job.states[(first + ring) * job.steps + (origin + i) % job.steps] =
+            t.state[nodes[ring] * t.nodes * t.parallel + best.edge];
+        job.lost[first + ring] |= best.cost == kMost;
+      }
+      nodes[ring] = best.edge / t.parallel;
+    }
+  }
+}
+
+void encode_group(const Job& job, size_t first, Scratch& scratch) {
+  transpose_targets(job, first, scratch.targets.get());
+  const size_t half = job.steps / 2;
+  size_t nodes[kRings] = {};
+  for (size_t pass = 0; pass < job.passes; ++pass) {
+    const bool last = pass + 1 == job.passes;
+    const size_t origin = pass % 2 ? 0 : half;
+    run_pass(job, pass == 0, origin, last ? 0 : pass % 2 ? half : job.steps - half, first, scratch,
+             nodes, last);
+  }
+}
+
+Scratch allocate(const Job& job) {
+  const Dense& t = job.trellis;
+  const size_t entries = t.tables == t.lanes ? t.count : t.count * t.count;
+  return {Aligned<float>(job.steps * t.lanes * kRings),
+          Aligned<uint8_t>(t.lanes * t.count * kRings),
+          Aligned<uint8_t>(t.tables * entries * kRings),
+          Aligned<uint8_t>((job.steps + 1) * t.nodes * kRings),
+          Aligned<uint8_t>((job.steps + 1) * kRings)};
+}
+
+}  // namespace
+
+// Shapes as in Dense and Job. 0: done, 1: no memory.
+extern "C" __attribute__((visibility("default"))) int unspool_viterbi_dense(
+    const float* levels, const uint16_t* offsets, const uint32_t* state, size_t nodes,
+    size_t parallel, size_t lanes, size_t count, size_t tables, float units,
+    const float* targets, size_t rings, size_t steps, size_t passes, size_t threads,
+    uint32_t* states, uint8_t* lost) {
+  const Job job{{levels, offsets, state, nodes, parallel, lanes, count, tables, units},
+                targets, states, lost, rings, steps, passes};
+  const size_t groups = (rings + kRings - 1) / kRings;
+  try {
+    std::vector<Scratch> scratch;
+    for (size_t i = 0; i < std::max<size_t>(1, std::min(threads, groups)); ++i)
+      scratch.push_back(allocate(job));
+    share(groups, scratch.size(), [&](size_t worker, size_t group) {
+      encode_group(job, group * kRings, scratch[worker]);
+    });
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+  return 0;
+}

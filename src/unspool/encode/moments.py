@@ -1,0 +1,81 @@
+"""Second moments of a layer's inputs: what calibration measures and the encoder needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from unspool.encode.rotate import rotate_twin, signs
+from unspool.errors import WeightError
+from unspool.spec.rotation import Rotation
+
+DAMPING = 0.01
+"""Added to the moments' diagonal, as a share of its mean: what GPTQ and QuIP use. On the bundled
+model .003 to .03 give the same KL within 2 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Sums over calibration tokens of products of a layer's inputs.
+
+    inputs  [k, k]  sum of x x^T over the inputs x that the quantized model so far gives
+    drift   [n, k]  sum of (y - W x) x^T with y the output wanted; None where inputs are the
+            original model's and y is W x
+    """
+
+    inputs: Float64[np.ndarray, "k k"]
+    drift: Float64[np.ndarray, "n k"] | None = None
+
+
+def checked(moments: Moments, n: int, k: int, where: str) -> Moments:
+    """The moments; raises WeightError unless they are finite and fit a weight [n, k]."""
+    for name, array, shape in (
+        ("inputs", moments.inputs, (k, k)),
+        ("drift", moments.drift, (n, k)),
+    ):
+        if array is None:
+            continue
+        if array.shape != shape:
+            raise WeightError(
+                f"moments ({name}) do not fit the weight",
+                where=where, found=list(array.shape), allowed=list(shape),
+            )  # fmt: skip
+        if not np.isfinite(array).all():
+            raise WeightError(f"moments ({name}) are not finite", where=where)
+    return moments
+
+
+def damped(inputs: Float64[np.ndarray, "k k"], damping: float) -> Float64[np.ndarray, "k k"]:
+    """The moments with a share of their mean diagonal added; the identity if all are zero."""
+    mean = float(np.trace(inputs)) / len(inputs)
+    return inputs + np.eye(len(inputs)) * (damping * mean or 1.0)
+
+
+def wanted(
+    weight: Float32[np.ndarray, "n k"], moments: Moments, damping: float
+) -> Float32[np.ndarray, "n k"]:
+    """The weight whose outputs on the drifted inputs come nearest to the ones wanted.
+
+    W + drift (H + damping)^-1, the least-squares solution (GPTAQ, Li et al. 2025; Qronos, Zhang et
+    al. 2025): errors around it cost what errors around W cost without drift.
+    """
+    if moments.drift is None:
+        return weight
+    moved = np.linalg.solve(damped(moments.inputs, damping), moments.drift.T).T
+    return (weight + moved).astype(np.float32)
+
+
+def turned(
+    inputs: Float64[np.ndarray, "k k"], rotation: Rotation, columns: int
+) -> Float64[np.ndarray, "columns columns"]:
+    """The moments of padded, rotated inputs: those that a rotated weight meets."""
+    spare = columns - len(inputs)
+    padded = np.pad(inputs, ((0, spare), (0, spare))) if spare else inputs
+    if not rotation.input_size:
+        return padded
+    flips, ones = signs(columns, rotation.seed, "in"), np.ones(columns, np.int8)
+    half = rotate_twin(padded, rotation.input_size, flips, ones)
+    whole = rotate_twin(np.ascontiguousarray(half.T), rotation.input_size, flips, ones)
+    return (whole + whole.T) / 2

@@ -1,0 +1,28 @@
+"""How often a search goes round a ring, and where it is cut open each time (see `viterbi`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+States = NDArray[np.uint32]
+
+Pass = Callable[[Floats, States | None], tuple[States, States]]
+"""Targets [rings, steps, lanes] from the cut on, and the node [rings] there, None where it is free:
+(states [rings, steps], nodes [rings, steps + 1]) of the best walk."""
+
+
+def go_round(targets: Floats, passes: int, one_pass: Pass) -> States:
+    """The states [rings, steps] of the last of some passes."""
+    steps = targets.shape[1]
+    half = steps // 2
+    boundary: States | None = None
+    states = np.empty(targets.shape[:2], np.uint32)
+    for number in range(passes):
+        origin, other = (0, half) if number % 2 else (half, steps - half)
+        walked, before = one_pass(np.roll(targets, -origin, axis=1), boundary)
+        boundary, states = before[:, other], np.roll(walked, origin, axis=1)
+    return states

@@ -1,0 +1,112 @@
+"""Taps: the activations that the linear layers of a block read, window by window.
+
+Several threads may run the same block at once, each with a window of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from unspool.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What a block is called with beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class _ReachedError(Exception):
+    """All that was wanted of a run is known."""
+
+
+class Taps:
+    """Hooks on some linear layers of a block that keep what they read, while the context lasts."""
+
+    def __init__(self, block: nn.Module, names: Sequence[str]) -> None:
+        """`names` are the layers' names inside the block."""
+        self._block, self._names = block, tuple(names)
+        self._of_thread = threading.local()
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Taps:
+        """Puts the hooks in place."""
+        for name in self._names:
+            layer = self._block.get_submodule(name)
+            self._handles.append(layer.register_forward_pre_hook(partial(self._keep, name)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Removes them."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def read(self, hidden: torch.Tensor, call: Call) -> dict[str, torch.Tensor]:
+        """What each layer reads, `[..., k]`; ends at the last. Layers not reached are left out."""
+        found: dict[str, torch.Tensor] = {}
+        self._of_thread.found = found
+        with suppress(_ReachedError):
+            run_block(self._block, hidden, call)
+        self._of_thread.found = None
+        return found
+
+    def _keep(self, name: str, layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        found = getattr(self._of_thread, "found", None)
+        if found is None:
+            return
+        found[name] = args[0]
+        if len(found) == len(self._names):
+            raise _ReachedError
+
+
+def shared(read: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Layers in the order of their calls, those that read the same tensor together."""
+    groups: list[list[str]] = []
+    for name, x in read.items():
+        same = next((group for group in groups if read[group[0]] is x), None)
+        if same is None:
+            groups.append([name])
+        else:
+            same.append(name)
+    return groups
+
+
+def run_block(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+    """The hidden states after a block."""
+    with torch.no_grad():
+        out = block(hidden, *call.args, **call.kwargs)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def first_call(model: nn.Module, block: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, Call]:
+    """The hidden states `[1, tokens, width]` and the other arguments that reach a model's block.
+
+    Nothing behind the block's call is run. Raises ModelError where the block is never called.
+    """
+    found: list[tuple[torch.Tensor, Call]] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        found.append((hidden, Call(args=args[1:], kwargs={**kwargs, "use_cache": False})))
+        raise _ReachedError
+
+    handle = block.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with torch.no_grad(), suppress(_ReachedError):
+            model(ids[None], use_cache=False)
+    finally:
+        handle.remove()
+    if not found:
+        raise ModelError("the model never calls its first block", found=type(block).__name__)
+    return found[0]

@@ -1,0 +1,46 @@
+"""The calibration text: bundled, and apart from what figures are measured on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unspool.cli.bundled import CALIBRATION, folder
+from unspool.cli.quantize import calibration_windows
+from unspool.evaluate.perplexity import tokenize
+from unspool.model.load import load_tokenizer
+
+WINDOW = 32
+
+
+def token_windows(name: str) -> set[bytes]:
+    text = (folder() / name).read_text(encoding="utf-8")
+    ids = tokenize(text, load_tokenizer(folder())).numpy().astype(np.uint16)
+    return {row.tobytes() for row in np.lib.stride_tricks.sliding_window_view(ids, WINDOW)}
+
+
+def test_calibration_and_held_out_text_share_no_window_of_32_tokens() -> None:
+    assert not token_windows(CALIBRATION) & token_windows("heldout.txt")
+
+
+def test_the_word_demo_names_the_bundled_text() -> None:
+    windows = calibration_windows("demo", str(folder()), 2000)
+    assert windows is not None
+    assert tuple(windows.shape) == (3, 512)
+
+
+def test_quantizing_with_a_text_reports_its_tokens_and_tunes_on_them(run, tiny, tmp_path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    options = ["--bits", "2", "--json", "--calibration", text, "--calibration-tokens", "64"]
+    found = run("quantize", tiny, "-o", tmp_path / "out", *options, "--tune", "3").json
+    assert found["calibration_tokens"] == 64
+    assert found["tuned"]["parameters"] > 0
+    plain = run("quantize", tiny, "-o", tmp_path / "plain", "--bits", "2", "--json").json
+    assert plain["calibration_tokens"] == 0
+    assert found["bytes"] == plain["bytes"]
+
+
+def test_tuning_without_a_text_is_refused(run, tiny, tmp_path) -> None:
+    result = run("quantize", tiny, "-o", tmp_path / "out", "--bits", "2", "--tune", "3")
+    assert result.code == 2
+    assert "tuning needs a text" in result.err
