@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from unspool.decode.machine import MACHINES
 from unspool.matmul.cuda import simulate
 
