@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unspool import __version__
 from unspool.cli.bundled import CALIBRATION, NAME, ModelPath, folder, read_text, resolve
 from unspool.cli.sizes import Sizes
 from unspool.cli.terminal import AsJson, Quiet, byte_count, print_json, print_table, progress
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from unspool.checkpoint.journal import Journal
     from unspool.spec.format import Format
 
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -66,6 +68,17 @@ def quantize(
         int,
         typer.Option(min=0, help="Steps that then tune scales and norms on that text; try 120."),
     ] = 0,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work",
+            metavar="DIR",
+            help="Keep every finished block there, so that a run can go on.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the work folder.")
+    ] = False,
     passes: Annotated[
         int | None,
         typer.Option(min=2, help="Viterbi passes per ring; twice as many take twice as long."),
@@ -81,8 +94,7 @@ def quantize(
     body, limit = chosen_format(format, bits), byte_size(shard_size)
     head = None if head is None else parse_name(head)
     source = resolve(path)
-    if tune and calibration is None:
-        raise CheckpointError("tuning needs a text", where="--tune", allowed="--calibration FILE")
+    check_together(calibration, tune, work, resume, head)
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
@@ -91,6 +103,18 @@ def quantize(
     start = time.perf_counter()
     if place is None:
         found |= plan(source, body, selection)
+    elif work is not None or (windows is not None and not tune and head is None):
+        asked: dict[str, Any] = {
+            "model": str(path),
+            "format": body.name,
+            "text": calibration,
+            **selection,
+        }
+        asked |= {"tokens": found["calibration_tokens"], "passes": passes, "version": __version__}
+        journal = None if work is None else open_journal(work, asked, resume)
+        effort = {"passes": passes, "threads": threads, "windows": windows, "journal": journal}
+        saving = {"overwrite": overwrite, "max_shard_bytes": limit}
+        found |= stream(source, place, body, selection, effort, saving, quiet)
     else:
         effort = {"passes": passes, "threads": threads, "calibration": windows}
         saving = {"overwrite": overwrite, "max_shard_bytes": limit}
@@ -116,6 +140,26 @@ def chosen_format(name: str | None, bits: float | None) -> Format:
             "no default format for that rate", where="--bits", found=bits, allowed=allowed
         )
     return parse(DEFAULTS[bits])
+
+
+def check_together(
+    calibration: str | None, tune: int, work: Path | None, resume: bool, head: str | None
+) -> None:
+    """Raises CheckpointError for options that do not go together."""
+    if tune and calibration is None:
+        raise CheckpointError("tuning needs a text", where="--tune", allowed="--calibration FILE")
+    if resume and work is None:
+        raise CheckpointError("nothing to go on with", where="--resume", allowed="--work DIR")
+    if work is not None and (tune or head is not None):
+        found = "--tune" if tune else "--head"
+        raise CheckpointError("--work keeps blocks alone", found=found, allowed="one of the two")
+
+
+def open_journal(folder: Path, settings: dict[str, Any], resume: bool) -> Journal:
+    """The journal of a run with these settings."""
+    from unspool.checkpoint.journal import Journal
+
+    return Journal(folder, settings, resume=resume)
 
 
 def calibration_windows(file: str | None, source: str, tokens: int) -> torch.Tensor | None:
@@ -194,6 +238,38 @@ def write(
     left_out = [vars(weight) for weight in report.left_out]
     done = {"layers": layers, "left_out": left_out, "tuned": tuned}
     return {**done, **sizes_of(model).to_json()}
+
+
+def stream(
+    source: str,
+    folder: Path,
+    fmt: Format,
+    selection: dict[str, Any],
+    effort: dict[str, Any],
+    saving: dict[str, Any],
+    quiet: bool,
+) -> dict[str, Any]:
+    """Quantizes block by block from file to file; the table of layers and the sizes."""
+    from unspool.checkpoint.stream import quantize_folder
+    from unspool.checkpoint.write import check_room
+    from unspool.encode.ldlq import Calibration
+    from unspool.model import selection as select
+    from unspool.model.calibrate import Plan
+    from unspool.model.load import empty_model, locate
+
+    planned = plan(source, fmt, selection)
+    check_room(folder, planned["model_bytes"])
+    chosen = select.plan(empty_model(source), fmt, **selection)
+    passes = {"passes": effort["passes"]} if effort["passes"] else {}
+    steps = Plan(formats=chosen, how=Calibration(**passes), threads=effort["threads"])
+    with progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
+        done = quantize_folder(
+            locate(source), folder, steps, windows=effort["windows"], journal=effort["journal"],
+            progress=advance, **saving,
+        )  # fmt: skip
+    errors = {outcome.name: outcome.relative_error for outcome in done}
+    layers = [{**layer, "relative_error": errors[layer["name"]]} for layer in planned["layers"]]
+    return {**planned, "layers": layers}
 
 
 def tuned_by(
