@@ -2,6 +2,7 @@
 #   make setup   .venv with everything in it        make demo    the whole product, into demo-out/
 #   make test    the tests                          make lint    style, types, layers
 #   make test-slow  those of more than ten seconds
+#   make crash   long runs killed at some moment and resumed
 #   make bench   the measurements under bench/      make native  the C++ library alone, in build/dev
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := CMakeLists.txt $(shell find src -name '*.cpp' -o -name '*.hpp')
 
-.PHONY: setup demo test test-slow lint bench native clean
+.PHONY: setup demo test test-slow crash lint bench native clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -24,6 +25,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -n 2
+
+# Runs that are killed at some moment and go on: the bytes have to be those of a whole run.
+crash: setup
+	$(BIN)/python -m pytest tests/checkpoint/test_stream.py -n 2
 
 lint: setup
 	$(BIN)/ruff check
