@@ -41,6 +41,7 @@ bench: setup
 	$(BIN)/python bench/encode.py
 	$(BIN)/python bench/matmul.py $(if $(GGML),--ggml $(GGML))
 	$(BIN)/python bench/quality.py
+	$(BIN)/python bench/calibrated.py $(if $(GGML),--ggml $(GGML))
 	$(BIN)/python bench/model.py $(if $(LLAMA_PYTHON),--llama-python $(LLAMA_PYTHON))
 
 # Then: UNSPOOL_NATIVE=build/dev/_native.abi3.so
