@@ -161,8 +161,9 @@ def main_on(board_of, monkeypatch, tmp_path):
 
     def run(*arguments: str):
         from gpu import __main__ as program
-        from gpu import board
+        from gpu import board, entrants
 
+        monkeypatch.setattr(entrants, "ENTRANTS", ())
         monkeypatch.setattr(board, "Board", board_of)
         monkeypatch.setattr(program, "RESULTS", tmp_path)
         return program.main(arguments)
@@ -170,8 +171,7 @@ def main_on(board_of, monkeypatch, tmp_path):
     return run
 
 
-def test_the_command_writes_results_and_calibration(main_on, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("gpu.entrants.ENTRANTS", ())
+def test_the_command_writes_results_and_calibration(main_on, tmp_path, capsys):
     assert main_on("--together", "--only", "probe", "products") == 0
     results = json.loads((tmp_path / "gpu-nvidia-fake-100.json").read_text())
     assert [stage["stage"] for stage in results["stages"]] == ["products", "probe"]
