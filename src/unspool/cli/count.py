@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unspool.cli.loops import count_loops, print_loops
 from unspool.cli.terminal import AsJson, Quiet, print_json, print_table, progress
 from unspool.errors import DeclarationError
 
@@ -37,6 +38,13 @@ def count(
     write: Annotated[
         bool, typer.Option("--record", help="Replace what is recorded of these formats.")
     ] = False,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Count the whole main loop of the fused product instead.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="With --loop: rows of activations.")] = 16,
+    activations: Annotated[
+        str, typer.Option(help="With --loop: auto, float16, fp8, fp8x2, fp8x3.")
+    ] = "auto",
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> None:
@@ -57,6 +65,9 @@ def count(
     tools = toolchain()
     names = [*FORMATS] if every else [*(formats or ())]
     machines = [machine(name) for name in ((not every and target) or MACHINES)]
+    if loop:
+        print_loops(count_loops(names, machines, activations, tokens, quiet), json)
+        return
     counted = _count(names, machines, (operand, container), quiet)
     if every:
         save(counted, tools.version)
