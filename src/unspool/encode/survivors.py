@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspool import native
-from unspool.encode.viterbi import Floats, Plane, States, Trellis, check_finite, trellis
+from unspool.encode.passes import Floats, States
+from unspool.encode.viterbi import Plane, Trellis, check_finite, trellis
 from unspool.errors import UnspoolError
 
 _NO_MEMORY, _NO_WALK = 1, 2
