@@ -2,6 +2,7 @@
 #   make setup   .venv with everything in it        make demo    the whole product, into demo-out/
 #   make test    the tests                          make lint    style, types, layers
 #   make test-slow  those of more than ten seconds
+#   make crash   long runs killed at some moment and resumed
 #   make bench   the measurements under bench/      make native  the C++ library alone, in build/dev
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := CMakeLists.txt $(shell find src -name '*.cpp' -o -name '*.hpp')
 
-.PHONY: setup demo test test-slow lint bench native clean
+.PHONY: setup demo test test-slow crash lint bench native clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -25,6 +26,10 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -n 2
 
+# Runs that are killed at some moment and go on: the bytes have to be those of a whole run.
+crash: setup
+	$(BIN)/python -m pytest tests/checkpoint/test_stream.py -n 2
+
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -36,6 +41,7 @@ bench: setup
 	$(BIN)/python bench/encode.py
 	$(BIN)/python bench/matmul.py $(if $(GGML),--ggml $(GGML))
 	$(BIN)/python bench/quality.py
+	$(BIN)/python bench/calibrated.py $(if $(GGML),--ggml $(GGML))
 	$(BIN)/python bench/model.py $(if $(LLAMA_PYTHON),--llama-python $(LLAMA_PYTHON))
 
 # Then: UNSPOOL_NATIVE=build/dev/_native.abi3.so

@@ -44,3 +44,17 @@ def test_tuning_without_a_text_is_refused(run, tiny, tmp_path) -> None:
     result = run("quantize", tiny, "-o", tmp_path / "out", "--bits", "2", "--tune", "3")
     assert result.code == 2
     assert "tuning needs a text" in result.err
+
+
+def test_a_run_with_a_work_folder_goes_on_and_refuses_other_settings(run, tiny, tmp_path) -> None:
+    text, work = tmp_path / "text.txt", tmp_path / "work"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    options = ["--calibration", text, "--calibration-tokens", "64", "--work", work]
+    assert run("quantize", tiny, "-o", tmp_path / "a", "--bits", "2", *options).code == 0
+    again = run("quantize", tiny, "-o", tmp_path / "b", "--bits", "2", *options, "--resume")
+    assert again.code == 0
+    name = "model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    other = run("quantize", tiny, "-o", tmp_path / "c", "--bits", "3", *options, "--resume")
+    assert other.code == 2
+    assert "format: t2-e2m1 before, t3-e2m3 now" in other.err

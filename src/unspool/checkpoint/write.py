@@ -95,11 +95,11 @@ def write_checkpoint(
     shards = split(tensors, max_shard_bytes)
     with _staged(folder, sum(t.nbytes for t in tensors.values())) as stage:
         for name, members in shards.items():
-            _write_shard(stage / name, members)
+            write_shard(stage / name, members)
         if len(shards) > 1:
-            _write(stage / INDEX, _json(_index(shards)))
+            write_file(stage / INDEX, _json(_index(shards)))
         for name, content in {**(files or {}), CONFIG: _json(config)}.items():
-            _write(stage / name, content)
+            write_file(stage / name, content)
     return folder
 
 
@@ -137,7 +137,7 @@ def _staged(folder: Path, nbytes: int) -> Iterator[Path]:
         stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
         stage.chmod(0o777 & ~_umask())
         yield stage
-        _sync(stage)
+        sync_folder(stage)
         _put_in_place(stage, folder)
     except OSError as error:
         _remove(stage, created)
@@ -156,7 +156,7 @@ def _put_in_place(stage: Path, folder: Path) -> None:
         stage.rename(folder)
         # In place and whole: what goes wrong from here on is no failure to write it.
         with suppress(OSError):
-            _sync(folder.parent)
+            sync_folder(folder.parent)
     finally:
         # An interrupt may come before, between or after the renames: what is there decides.
         if aside.exists() and not folder.exists():
@@ -164,7 +164,8 @@ def _put_in_place(stage: Path, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_shard(path: Path, tensors: Mapping[str, Payload]) -> None:
+def write_shard(path: Path, tensors: Mapping[str, Payload]) -> None:
+    """Writes a safetensors file, flushed to the disk."""
     header = header_bytes({name: (t.dtype, t.shape) for name, t in tensors.items()})
     with path.open("wb") as stream:
         stream.write(header)
@@ -178,7 +179,8 @@ def _write_shard(path: Path, tensors: Mapping[str, Payload]) -> None:
         os.fsync(stream.fileno())
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a small file, flushed to the disk."""
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -238,7 +240,7 @@ def _explained(error: OSError, folder: Path, nbytes: int) -> CheckpointError:
     )
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flushes a folder's entries, so that a rename cannot reach the disk before its files."""
     handle = os.open(folder, os.O_RDONLY)
     try:

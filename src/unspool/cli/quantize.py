@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from unspool import __version__
 from unspool.cli.bundled import CALIBRATION, NAME, ModelPath, folder, read_text, resolve
+from unspool.cli.quantize_options import (
+    TOKENS,
+    Bits,
+    CalibrationFile,
+    CalibrationTokens,
+    DryRun,
+    Exclude,
+    FormatName,
+    Head,
+    Include,
+    Out,
+    Overwrite,
+    Passes,
+    Resume,
+    ShardSize,
+    Threads,
+    Tune,
+    Work,
+)
 from unspool.cli.sizes import Sizes
 from unspool.cli.terminal import AsJson, Quiet, byte_count, print_json, print_table, progress
 from unspool.errors import CheckpointError, DeclarationError
@@ -18,12 +37,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from unspool.checkpoint.journal import Journal
     from unspool.spec.format import Format
 
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-TOKENS = 65536
-"""Calibration tokens unless said otherwise: KL no longer falls beyond (docs/log.md)."""
-
 WINDOW = 512
 """Tokens per window of the calibration text."""
 
@@ -32,48 +49,22 @@ COLUMNS = ("layer", "format", "n x k", "bits/weight", "bytes", "error")
 
 def quantize(
     path: ModelPath,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The new folder.")] = None,
-    format: Annotated[
-        str | None, typer.Option("--format", "-f", help="A format by name, e.g. t3-e2m3.")
-    ] = None,
-    bits: Annotated[
-        float | None,
-        typer.Option("--bits", "-b", help="1, 1.5, 2, 2.5, 3, 3.5 or 4: the default format."),
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option("--head", metavar="FORMAT", help="Quantize the output head too.")
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option("--include", help="Only layers that match: *.mlp.* or re:layers.[0-3]."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", help="Not the layers that match.")
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            "--calibration",
-            metavar="FILE",
-            help="A text like those the model is for, or the word demo: errors are made where it "
-            "notices them least. Takes minutes to hours, and pays most below 4 bits.",
-        ),
-    ] = None,
-    calibration_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of it that are used, from its start.")
-    ] = TOKENS,
-    tune: Annotated[
-        int,
-        typer.Option(min=0, help="Steps that then tune scales and norms on that text; try 120."),
-    ] = 0,
-    passes: Annotated[
-        int | None,
-        typer.Option(min=2, help="Viterbi passes per ring; twice as many take twice as long."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
-    shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes, write nothing.")] = False,
+    out: Out = None,
+    format: FormatName = None,
+    bits: Bits = None,
+    head: Head = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    calibration: CalibrationFile = None,
+    calibration_tokens: CalibrationTokens = TOKENS,
+    tune: Tune = 0,
+    work: Work = None,
+    resume: Resume = False,
+    passes: Passes = None,
+    threads: Threads = None,
+    shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> None:
@@ -81,25 +72,26 @@ def quantize(
     body, limit = chosen_format(format, bits), byte_size(shard_size)
     head = None if head is None else parse_name(head)
     source = resolve(path)
-    if tune and calibration is None:
-        raise CheckpointError("tuning needs a text", where="--tune", allowed="--calibration FILE")
+    check_together(calibration, tune, work, resume, head)
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
     found["calibration_tokens"] = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
+    effort = {"passes": passes, "threads": threads}
+    saving = {"overwrite": overwrite, "max_shard_bytes": limit}
     start = time.perf_counter()
     if place is None:
         found |= plan(source, body, selection)
+    elif work is not None or (windows is not None and not tune and head is None):
+        journal = open_journal(work, resume, source, body, windows, {**selection, "passes": passes})
+        more = {**effort, "windows": windows, "journal": journal}
+        found |= stream(source, place, body, selection, more, saving, quiet)
     else:
-        effort = {"passes": passes, "threads": threads, "calibration": windows}
-        saving = {"overwrite": overwrite, "max_shard_bytes": limit}
+        effort["calibration"] = windows
         found |= write(source, place, body, selection, effort, saving, quiet, tune)
     found |= {"out": place, "seconds": time.perf_counter() - start}
-    if json:
-        print_json(found)
-    else:
-        _show(found)
+    print_json(found) if json else _show(found)
 
 
 def chosen_format(name: str | None, bits: float | None) -> Format:
@@ -116,6 +108,41 @@ def chosen_format(name: str | None, bits: float | None) -> Format:
             "no default format for that rate", where="--bits", found=bits, allowed=allowed
         )
     return parse(DEFAULTS[bits])
+
+
+def check_together(
+    calibration: str | None, tune: int, work: Path | None, resume: bool, head: str | None
+) -> None:
+    """Raises CheckpointError for options that do not go together."""
+    if tune and calibration is None:
+        raise CheckpointError("tuning needs a text", where="--tune", allowed="--calibration FILE")
+    if resume and work is None:
+        raise CheckpointError("nothing to go on with", where="--resume", allowed="--work DIR")
+    if work is not None and (tune or head is not None):
+        found = "--tune" if tune else "--head"
+        raise CheckpointError("--work keeps blocks alone", found=found, allowed="one of the two")
+
+
+def open_journal(
+    work: Path | None,
+    resume: bool,
+    source: str,
+    fmt: Format,
+    windows: torch.Tensor | None,
+    settings: dict[str, Any],
+) -> Journal | None:
+    """The journal in a work folder, if there is one; a run of anything else is refused there."""
+    if work is None:
+        return None
+    from unspool.checkpoint.journal import Journal
+    from unspool.model.load import locate
+    from unspool.model.shards import shard_files
+
+    shards = [(file.name, file.stat()) for file in shard_files(locate(source))]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in shards]
+    text = None if windows is None else hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16]
+    asked = {**settings, "format": fmt.name, "declaration": fmt.content_hash, "files": files}
+    return Journal(work, {**asked, "text": text, "version": __version__}, resume=resume)
 
 
 def calibration_windows(file: str | None, source: str, tokens: int) -> torch.Tensor | None:
@@ -194,6 +221,38 @@ def write(
     left_out = [vars(weight) for weight in report.left_out]
     done = {"layers": layers, "left_out": left_out, "tuned": tuned}
     return {**done, **sizes_of(model).to_json()}
+
+
+def stream(
+    source: str,
+    folder: Path,
+    fmt: Format,
+    selection: dict[str, Any],
+    effort: dict[str, Any],
+    saving: dict[str, Any],
+    quiet: bool,
+) -> dict[str, Any]:
+    """Quantizes block by block from file to file; the table of layers and the sizes."""
+    from unspool.checkpoint.stream import quantize_folder
+    from unspool.checkpoint.write import check_room
+    from unspool.encode.ldlq import Calibration
+    from unspool.model import selection as select
+    from unspool.model.calibrate import Plan
+    from unspool.model.load import empty_model, locate
+
+    planned = plan(source, fmt, selection)
+    check_room(folder, planned["model_bytes"])
+    chosen = select.plan(empty_model(source), fmt, **selection)
+    passes = {"passes": effort["passes"]} if effort["passes"] else {}
+    steps = Plan(formats=chosen, how=Calibration(**passes), threads=effort["threads"])
+    with progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
+        done = quantize_folder(
+            locate(source), folder, steps, windows=effort["windows"], journal=effort["journal"],
+            progress=advance, **saving,
+        )  # fmt: skip
+    errors = {outcome.name: outcome.relative_error for outcome in done}
+    layers = [{**layer, "relative_error": errors[layer["name"]]} for layer in planned["layers"]]
+    return {**planned, "layers": layers}
 
 
 def tuned_by(

@@ -125,10 +125,29 @@ def calibrate_block(
             for name in group:
                 layer = f"{prefix}.{name}"
                 matrix = _encoded(block.get_submodule(name), layer, sums[name], plan)
-                weight = torch.from_numpy(np.asarray(decode(matrix), np.float32))
-                changed.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
+                _decoded_into(changed.get_submodule(name), matrix)
                 yield Calibrated(name=layer, matrix=matrix, tokens=sums[name].tokens)
         _move_on(block, changed, streams, each)
+
+
+def replay_block(
+    block: nn.Module,
+    prefix: str,
+    streams: Streams,
+    matrices: Mapping[str, CodedMatrix],
+    threads: int | None,
+) -> None:
+    """Moves the streams past a block that was encoded before, by its matrices."""
+    changed = deepcopy(block)
+    for name, matrix in matrices.items():
+        _decoded_into(changed.get_submodule(name.removeprefix(f"{prefix}.")), matrix)
+    with _workers(threads) as each:
+        _move_on(block, changed, streams, each)
+
+
+def _decoded_into(layer: nn.Module, matrix: CodedMatrix) -> None:
+    weight = torch.from_numpy(np.asarray(decode(matrix), np.float32))
+    layer.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def _linears(block: nn.Module) -> list[str]:

@@ -94,6 +94,36 @@ def empty_model(source: str | Path) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
 
 
+def unfilled_model(source: str | Path) -> PreTrainedModel:
+    """The same with its buffers (rotary frequencies and the like) computed, parameters on meta."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = _dense_folder(source)
+    with explained(folder, ModelError), _parameters_on_meta():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made inside keep no memory for parameters, only for buffers."""
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            empty = nn.Parameter(parameter.to("meta"), requires_grad=False)
+            module._parameters[name] = empty
+
+    nn.Module.register_parameter = without_memory
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer stored beside a model or a checkpoint; raises ModelError."""
     from transformers import AutoTokenizer

@@ -1,0 +1,234 @@
+"""Quantize a model from its folder to a checkpoint, one transformer block in memory at a time.
+
+Weights outside the blocks and layers that stay as they are go from file to file. With a journal a
+run that was killed goes on where it stopped: blocks that are finished are read back, the hidden
+states of the calibration text walk through them again, and the bytes are those of a whole run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unspool.checkpoint.card import model_card
+from unspool.checkpoint.journal import Journal
+from unspool.checkpoint.manifest import Layer, Manifest
+from unspool.checkpoint.save import copied_files
+from unspool.checkpoint.write import Payload, check_output, write_checkpoint
+from unspool.encode.encode import encode
+from unspool.errors import CheckpointError, ModelError
+from unspool.matmul.reference import decode
+from unspool.model.layout import BUFFERS, STORED_DTYPE, as_arrays, as_buffers
+from unspool.model.progress import Progress
+from unspool.model.shards import CONFIG, StoredTensor, read_folder, read_json
+from unspool.pack.matrix import CodedMatrix, coded_matrix
+from unspool.spec.format import Format
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unspool.model.blocks import Blocks
+    from unspool.model.calibrate import Plan, Streams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one layer."""
+
+    name: str
+    format: str
+    #: (n, k)
+    shape: tuple[int, int]
+    bytes: int
+    #: squared error over squared weights
+    relative_error: float
+
+
+def quantize_folder(
+    source: Path,
+    out: str | Path,
+    plan: Plan,
+    *,
+    windows: torch.Tensor | None = None,
+    journal: Journal | None = None,
+    progress: Progress = lambda done, total, what: None,
+    **saving: Any,
+) -> tuple[Outcome, ...]:
+    """Quantizes the planned layers of a folder's model into a new checkpoint.
+
+    `windows`: calibration token ids `[count, tokens]`. Raises ModelError for a model whose tensors
+    are not stored by the names of its modules, and for a layer outside the blocks;
+    CheckpointError where something cannot be written. What a journal holds by then is kept.
+    """
+    from unspool.model.blocks import Stored
+    from unspool.model.load import unfilled_model
+
+    check_output(out, overwrite=bool(saving.get("overwrite", False)))
+    model = unfilled_model(source)
+    stored = Stored(model, source)
+    blocks = stored.blocks()
+    _check_inside(plan.formats, blocks)
+    streams = _streams(stored, model, blocks, windows)
+    tensors: dict[str, np.ndarray] = {}
+    outcomes: list[Outcome] = []
+    for place, prefix in enumerate(blocks.names):
+        progress(place, len(blocks.names), prefix)
+        with _named(prefix):
+            found = _block(blocks.read(place), prefix, place, plan, streams, journal, outcomes)
+        tensors |= found
+    progress(len(blocks.names), len(blocks.names), "")
+    _write(source, out, plan.formats, tensors, {o.name: o.shape for o in outcomes}, saving)
+    return tuple(outcomes)
+
+
+def _block(
+    block: nn.Module,
+    prefix: str,
+    place: int,
+    plan: Plan,
+    streams: Streams | None,
+    journal: Journal | None,
+    outcomes: list[Outcome],
+) -> dict[str, np.ndarray]:
+    """The stored tensors of a block, from the journal or made now; adds to the outcomes."""
+    from unspool.model.calibrate import replay_block
+
+    begun = time.perf_counter()
+    names = [name for name in plan.formats if name.startswith(f"{prefix}.")]
+    weights = {name: _weight(block, prefix, name) for name in names}
+    kept = journal.get(place) if journal else None
+    if kept is None:
+        matrices = _encoded(block, prefix, weights, plan, streams)
+        kept = {
+            f"{name}.{buffer}": array
+            for name in names
+            for buffer, array in as_buffers(matrices[name].arrays).items()
+        }
+        if journal:
+            journal.put(place, kept, {"name": prefix, "seconds": time.perf_counter() - begun})
+    else:
+        matrices = {n: _matrix(n, plan.formats[n], weights[n].shape, kept) for n in names}
+        if streams is not None:
+            replay_block(block, prefix, streams, matrices, plan.threads)
+    outcomes += [_outcome(name, matrices[name], weights[name]) for name in names]
+    return kept
+
+
+def _encoded(
+    block: nn.Module,
+    prefix: str,
+    weights: Mapping[str, np.ndarray],
+    plan: Plan,
+    streams: Streams | None,
+) -> dict[str, CodedMatrix]:
+    from unspool.model.calibrate import calibrate_block
+
+    if streams is not None:
+        found = calibrate_block(block, prefix, streams, plan)
+        return {each.name: each.matrix for each in found}
+    passes, threads = plan.how.passes, plan.threads
+    return {
+        name: encode(weight, plan.formats[name], passes=passes, threads=threads, where=name)
+        for name, weight in weights.items()
+    }
+
+
+def _weight(block: nn.Module, prefix: str, name: str) -> np.ndarray:
+    weight: np.ndarray = (
+        block.get_submodule(name.removeprefix(f"{prefix}.")).weight.detach().numpy()
+    )
+    return weight
+
+
+def _matrix(
+    name: str, fmt: Format, shape: tuple[int, ...], stored: Mapping[str, np.ndarray]
+) -> CodedMatrix:
+    n, k = shape
+    buffers = {b: stored[f"{name}.{b}"] for b in BUFFERS.values() if f"{name}.{b}" in stored}
+    return coded_matrix(fmt, (n, k), as_arrays(fmt, n, k, buffers), name)
+
+
+def _outcome(name: str, matrix: CodedMatrix, weight: np.ndarray) -> Outcome:
+    missed = weight.astype(np.float64) - decode(matrix)
+    power = float(np.square(weight, dtype=np.float64).sum())
+    return Outcome(
+        name=name,
+        format=matrix.format.name,
+        shape=matrix.shape,
+        bytes=matrix.nbytes,
+        relative_error=float(np.square(missed).sum()) / power if power else 0.0,
+    )
+
+
+def _streams(
+    stored: Any, model: nn.Module, blocks: Blocks, windows: torch.Tensor | None
+) -> Streams | None:
+    from unspool.model.calibrate import both_streams
+
+    if windows is None:
+        return None
+    with stored.without_blocks():
+        return both_streams(model, model.get_submodule(blocks.names[0]), windows)
+
+
+def _check_inside(formats: Mapping[str, Format], blocks: Blocks) -> None:
+    inside = tuple(f"{name}." for name in blocks.names)
+    outside = [name for name in formats if not name.startswith(inside)]
+    if outside:
+        raise ModelError("a layer outside the blocks is not streamed", found=outside)
+
+
+@contextmanager
+def _named(prefix: str) -> Iterator[None]:
+    """A lack of memory inside the context becomes an error that names the block."""
+    try:
+        yield
+    except MemoryError as error:
+        raise CheckpointError(
+            "out of memory; what was finished before is kept with --work, --resume goes on",
+            where=prefix,
+            found=str(error) or None,
+        ) from error
+
+
+def _write(
+    source: Path,
+    out: str | Path,
+    formats: Mapping[str, Format],
+    coded: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, int]],
+    saving: Mapping[str, Any],
+) -> None:
+    manifest = Manifest(
+        layers={name: Layer(format=formats[name], shape=shapes[name]) for name in formats}
+    )
+    tensors = {n: _untouched(t) for n, t in read_folder(source, ModelError).items()}
+    for name in formats:
+        del tensors[f"{name}.weight"]
+    tensors |= {name: _payload(array) for name, array in coded.items()}
+    tensors = dict(sorted(tensors.items()))
+    config = read_json(source / CONFIG, ModelError)
+    config["quantization_config"] = manifest.to_json()
+    files = copied_files(source)
+    files["README.md"] = model_card(manifest, tensors, source).encode()
+    write_checkpoint(out, json.loads(json.dumps(config)), tensors, files, **saving)
+
+
+def _untouched(tensor: StoredTensor) -> Payload:
+    def read() -> np.ndarray:
+        return np.fromfile(tensor.file, np.uint8, tensor.nbytes, offset=tensor.begin)
+
+    return Payload(dtype=tensor.dtype, shape=tensor.shape, read=read)
+
+
+def _payload(array: np.ndarray) -> Payload:
+    read: Callable[[], np.ndarray] = lambda: array  # noqa: E731
+    return Payload(dtype=STORED_DTYPE[str(array.dtype)], shape=array.shape, read=read)

@@ -1,0 +1,58 @@
+"""The options of `unspool quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TOKENS = 65536
+"""Calibration tokens unless said otherwise: 16 k are too few (docs/log.md)."""
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The new folder.")]
+FormatName = Annotated[
+    str | None, typer.Option("--format", "-f", help="A format by name, e.g. t3-e2m3.")
+]
+Bits = Annotated[
+    float | None,
+    typer.Option("--bits", "-b", help="1, 1.5, 2, 2.5, 3, 3.5 or 4: the default format."),
+]
+Head = Annotated[
+    str | None, typer.Option("--head", metavar="FORMAT", help="Quantize the output head too.")
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option("--include", help="Only layers that match: *.mlp.* or re:layers.[0-3]."),
+]
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Not the layers that match.")]
+CalibrationFile = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="A text like those the model is for, or the word demo: errors are made where it "
+        "notices them least. Takes minutes to hours, and pays most below 4 bits.",
+    ),
+]
+CalibrationTokens = Annotated[
+    int, typer.Option(min=1, help="Tokens of it that are used, from its start.")
+]
+Tune = Annotated[
+    int, typer.Option(min=0, help="Steps that then tune scales and norms on that text; try 120.")
+]
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        "--work", metavar="DIR", help="Keep every finished block there, so that a run can go on."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the work folder.")]
+Passes = Annotated[
+    int | None,
+    typer.Option(min=2, help="Viterbi passes per ring; twice as many take twice as long."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Default: one per core.")]
+ShardSize = Annotated[str, typer.Option(help="Largest file of weights.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print sizes, write nothing.")]

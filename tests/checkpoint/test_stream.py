@@ -1,0 +1,135 @@
+"""Streaming: the checkpoint of a whole model, a block at a time, and again after any kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import unspool
+from unspool.checkpoint.journal import Journal
+from unspool.checkpoint.read import verify
+from unspool.checkpoint.stream import quantize_folder
+from unspool.encode.ldlq import Calibration
+from unspool.errors import CheckpointError
+from unspool.model.calibrate import Plan
+from unspool.model.load import empty_model, unfilled_model
+from unspool.model.selection import plan
+
+FORMAT = "t2-e2m1:h32"
+SETTINGS = {"format": FORMAT, "tokens": 192}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=128, max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("stream") / "model"
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def windows() -> torch.Tensor:
+    return torch.randint(0, 128, (4, 48), generator=torch.Generator().manual_seed(1))
+
+
+def planned(source: Path) -> Plan:
+    return Plan(formats=plan(empty_model(source), FORMAT), how=Calibration(), threads=1)
+
+
+def streamed(source: Path, out: Path, work: Path | None = None, *, resume: bool = False) -> bytes:
+    journal = Journal(work, SETTINGS, resume=resume) if work else None
+    quantize_folder(source, out, planned(source), windows=windows(), journal=journal)
+    return content(out)
+
+
+def content(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return streamed(source, tmp_path_factory.mktemp("whole") / "out")
+
+
+def test_it_gives_the_tensors_of_a_model_quantized_in_memory(source: Path, tmp_path: Path) -> None:
+    streamed(source, tmp_path / "streamed")
+    model = unspool.load(source)
+    unspool.quantize(model, FORMAT, calibration=windows(), threads=1)
+    unspool.save(model, tmp_path / "saved", source=source)
+    verify(tmp_path / "streamed")
+    name = "model.safetensors"
+    assert (tmp_path / "streamed" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
+
+
+def test_a_model_without_its_weights_has_its_buffers(source: Path) -> None:
+    model = unfilled_model(source)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+
+
+def test_a_journal_leaves_the_bytes_as_they_are(source: Path, tmp_path: Path, whole: bytes) -> None:
+    assert streamed(source, tmp_path / "a", tmp_path / "work") == whole
+    names = sorted(path.name for path in (tmp_path / "work").iterdir())
+    blocks = [f"block-{place:05}.safetensors" for place in range(3)]
+    assert names == [*blocks, "log.jsonl", "settings.json"]
+    (tmp_path / "work" / blocks[1]).unlink()  # as if the run had ended before
+    assert streamed(source, tmp_path / "b", tmp_path / "work", resume=True) == whole
+
+
+def test_a_run_with_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    Journal(tmp_path / "work", SETTINGS, resume=False)
+    with pytest.raises(CheckpointError, match=r"holds a run.*--resume"):
+        Journal(tmp_path / "work", SETTINGS, resume=False)
+    other = {**SETTINGS, "tokens": 96}
+    with pytest.raises(CheckpointError, match=r"tokens: 192 before, 96 now"):
+        Journal(tmp_path / "work", other, resume=True)
+
+
+def test_a_full_disk_names_the_block_and_keeps_the_others(
+    source: Path, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unspool.checkpoint import journal
+
+    real = journal.write_shard
+
+    def full(path: Path, tensors: object) -> None:
+        if "00001" in path.name:
+            raise OSError(28, "No space left on device")
+        real(path, tensors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "write_shard", full)
+        with pytest.raises(CheckpointError, match=r"block 1 cannot be stored.*No space left"):
+            streamed(source, tmp_path / "out", tmp_path / "work")
+    assert not (tmp_path / "out").exists()
+    assert streamed(source, tmp_path / "out", tmp_path / "work", resume=True) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2.0, 2.5, 3.0, 3.5, 4.0, 4.5])
+def test_a_killed_run_resumes_to_the_same_bytes(
+    source: Path, tmp_path: Path, whole: bytes, seconds: float
+) -> None:
+    code = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
+    code += "import test_stream as t; t.streamed(*map(Path, sys.argv[2:5]))"
+    arguments = [str(Path(__file__).parent), source, tmp_path / "out", tmp_path / "work"]
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    if not (tmp_path / "out").exists():
+        streamed(source, tmp_path / "out", tmp_path / "work", resume=True)
+    assert content(tmp_path / "out") == whole
