@@ -66,6 +66,22 @@ def test_the_kernel_returns_the_states_of_the_twin_for_a_multiply_code() -> None
 
 
 @NEEDS_LIBRARY
+@pytest.mark.parametrize("planes", [((13, 7),), ((12, 6),)], ids=["parallel edges", "single edges"])
+def test_nodes_that_all_follow_each_other_go_through_a_kernel_of_their_own(planes) -> None:
+    """Four lanes and 64 nodes: the kernel's order of the edges, with rings beyond a group's 16."""
+    rng = np.random.default_rng(2)
+    values = rng.standard_normal((1 << planes[0][0], 4)).astype(np.float32)
+    values[3, 1] = np.nan
+    at = np.arange(12)
+    row = row_metric(factor(0.7 ** np.abs(at[:, None] - at)), 0, 12, 4)
+    wanted = search(values, planes, row)
+    x = rng.standard_normal((18, 4, 12)).astype(np.float32)
+    for threads in (1, 2):
+        found = survivors(wanted, x, passes=3, threads=threads)
+        np.testing.assert_array_equal(found, survivors_twin(wanted, x, 3))
+
+
+@NEEDS_LIBRARY
 @pytest.mark.parametrize("name", ["t2-e2m1", "t3-e2m3"])
 def test_without_correlation_it_is_as_good_as_the_plain_search(name: str) -> None:
     code = FORMATS[name].code

@@ -18,6 +18,7 @@ from unspool.encode.feedback import Feedback, row_metric
 from unspool.encode.nearest import nearest, nearest_units
 from unspool.encode.scales import Scales
 from unspool.encode.survivors import search, survivors
+from unspool.encode.viterbi import trellis
 from unspool.pack.tiles import to_rings
 from unspool.spec.format import Format
 from unspool.spec.scale import Scale
@@ -55,6 +56,8 @@ class TrellisColumns:
         self._code, self._scale, self._stored = fmt.code, fmt.scale, stored
         self._feedback, self._passes, self._threads = feedback, passes, threads
         self._found: list[np.ndarray] = []
+        self._planes = tuple((plane.window, plane.stride) for plane in fmt.code.planes)
+        self._trellis = trellis(state_values(fmt.code), self._planes)
         self.step = fmt.code.tile[1]
 
     def encode(self, first: int, targets: np.ndarray) -> np.ndarray:
@@ -62,13 +65,11 @@ class TrellisColumns:
         code, scale = self._code, self.scale(first)
         inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
         tile = (targets[:, first : first + self.step] * inverse).reshape(-1, *code.tile)
-        planes = [(plane.window, plane.stride) for plane in code.planes]
         row = row_metric(self._feedback, first, self.step, code.lanes)
         row = row.over(float(self._feedback.cost.mean()))
         values = state_values(code)
-        states = survivors(
-            search(values, planes, row), tile, passes=self._passes, threads=self._threads
-        )
+        wanted = search(values, self._planes, row, self._trellis)
+        states = survivors(wanted, tile, passes=self._passes, threads=self._threads)
         self._found.append(states)
         return values[states].reshape(-1, self.step)
 

@@ -17,6 +17,9 @@ from jaxtyping import Float64
 from unspool.encode.survivors import RowMetric
 from unspool.errors import WeightError
 
+SMALL = 64
+"""Columns up to which a triangular matrix is inverted like any other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Feedback:
@@ -36,7 +39,20 @@ def factor(moments: Float64[np.ndarray, "k k"]) -> Feedback:
         ) from error
     root = flipped[::-1, ::-1]  # H = R R^T with R upper triangular, R = M sqrt(D)
     size = np.diag(root).copy()
-    return Feedback(pass_on=np.triu(-np.linalg.inv(root / size), 1), cost=size * size)
+    return Feedback(pass_on=np.triu(-_inverse(root / size), 1), cost=size * size)
+
+
+def _inverse(upper: Float64[np.ndarray, "k k"]) -> Float64[np.ndarray, "k k"]:
+    """The inverse of an upper triangular matrix, by halves: a sixth of LU's arithmetic."""
+    k = len(upper)
+    if k <= SMALL:
+        return np.linalg.inv(upper)
+    half = k // 2
+    first, last = _inverse(upper[:half, :half]), _inverse(upper[half:, half:])
+    whole = np.zeros_like(upper)
+    whole[:half, :half], whole[half:, half:] = first, last
+    whole[:half, half:] = -(first @ upper[:half, half:]) @ last
+    return whole
 
 
 def row_metric(feedback: Feedback, first: int, columns: int, lanes: int) -> RowMetric:

@@ -19,6 +19,8 @@ using std::size_t;
 constexpr size_t kVectors = 2;
 constexpr size_t kRings = 8 * kVectors;  // rings in a group
 constexpr size_t kMostLanes = 8;
+constexpr size_t kBlock = 32, kAbreast = 2;  // from-nodes and to-nodes at a time, see choose_dense
+constexpr size_t kDenseLanes = 4;
 constexpr float kNever = std::numeric_limits<float>::infinity();
 constexpr int kNoMemory = 1;
 constexpr int kNoWalk = 2;
@@ -33,6 +35,9 @@ struct Search {
   const float* metric;     // [places, lanes, lanes]: P
   const float* feedback;   // [places, lanes, width]: what a missed lane asks of later columns
   size_t nodes, sources, parallel, lanes, log_parallel, places, width;
+  const float* dense;      // slopes, then squares of all places, as `dense_order` has them, or null
+  // Floats between the targets of two rings; no power of two, or all would meet in one cache set.
+  size_t apart() const { return nodes * width + 16; }
 };
 
 struct Job {
@@ -47,10 +52,13 @@ struct Job {
 struct Scratch {
   std::unique_ptr<float[]> owned;
   std::unique_ptr<uint16_t[]> chosen;  // [steps, nodes, kRings]: edges
+  std::unique_ptr<uint32_t[]> before;  // [kRings, nodes]: from-nodes of the chosen edges
+  int* edges;                          // [nodes, kRings]: the same of one step
   float* alphas;                       // [nodes, kRings]: cheapest walk to each node
   float* base;                         // [nodes, kRings]: the same and u P u
   float* y;                            // [nodes, lanes, kRings]: P u
-  float* open;                         // [nodes, kRings, width]: targets of the row
+  float* worth;                        // [kRings, nodes, lanes]: values of the chosen edges
+  float* open;                         // [kRings, nodes, width]: targets of the row
   float* next;                         // the same, after the step
   bool no_walk = false;
 };
@@ -62,6 +70,30 @@ struct Scratch {
 
 namespace {
 
+bool is_dense(const Search& s) {
+  return s.sources == s.nodes && s.nodes % kBlock == 0 && s.lanes == kDenseLanes;
+}
+
+// slopes [nodes / kBlock, to-nodes, kBlock * parallel, lanes], then squares [places, nodes / kBlock,
+// to-nodes, kBlock * parallel]: read from end to end in every step, 1.3 MB of it at 2 bits.
+std::vector<float> dense_order(const Search& s) {
+  const size_t edges = s.nodes * s.parallel, block = kBlock * s.parallel;
+  std::vector<float> out;
+  out.reserve(s.nodes * edges * (s.lanes + s.places));
+  for (size_t first = 0; first < edges; first += block)
+    for (size_t to = 0; to < s.nodes; ++to)
+      for (size_t i = first; i < first + block; ++i)
+        for (size_t lane = 0; lane < s.lanes; ++lane)
+          out.push_back(s.slopes[(to * s.lanes + lane) * edges + i]);
+  for (size_t place = 0; place < s.places; ++place)
+    for (size_t first = 0; first < edges; first += block)
+      for (size_t to = 0; to < s.nodes; ++to) {
+        const float* from = s.squares + (place * s.nodes + to) * edges + first;
+        out.insert(out.end(), from, from + block);
+      }
+  return out;
+}
+
 // A new row starts with the same targets for all nodes.
 void open_row(const Job& job, size_t row, size_t first, Scratch& w) {
   const Search& s = job.search;
@@ -69,7 +101,7 @@ void open_row(const Job& job, size_t row, size_t first, Scratch& w) {
     const bool exists = first + ring < job.rings;
     const float* from = job.targets + ((first + ring) * job.rows + row) * s.width;
     for (size_t node = 0; node < s.nodes; ++node) {
-      float* to = w.open + (node * kRings + ring) * s.width;
+      float* to = w.open + ring * s.apart() + node * s.width;
       for (size_t column = 0; column < s.width; ++column) to[column] = exists ? from[column] : 0;
     }
   }
@@ -131,13 +163,17 @@ Scratch allocate(const Job& job) {
   const Search& s = job.search;
   const size_t cells = s.nodes * kRings;
   Scratch w;
-  w.owned.reset(new float[cells * (2 + s.lanes + 2 * s.width)]);
+  static_assert(sizeof(int) == sizeof(float), "one allocation for both");
+  w.owned.reset(new float[cells * (3 + 2 * s.lanes) + 2 * kRings * s.apart()]);
+  w.before.reset(new uint32_t[cells]);
   w.chosen.reset(new uint16_t[job.steps() * cells]);
   w.alphas = w.owned.get();
   w.base = w.alphas + cells;
   w.y = w.base + cells;
-  w.open = w.y + cells * s.lanes;
-  w.next = w.open + cells * s.width;
+  w.worth = w.y + cells * s.lanes;
+  w.open = w.worth + cells * s.lanes;
+  w.next = w.open + kRings * s.apart();
+  w.edges = reinterpret_cast<int*>(w.next + kRings * s.apart());
   return w;
 }
 
@@ -151,11 +187,16 @@ extern "C" __attribute__((visibility("default"))) int unspool_survivors(
     size_t rows, size_t passes, size_t threads, uint32_t* states) {
   size_t log_parallel = 0;
   while ((size_t{1} << log_parallel) < parallel) ++log_parallel;
-  const Job job{{squares, slopes, values, source, state, metric, feedback, nodes, sources, parallel,
-                 lanes, log_parallel, places, width},
-                targets, states, rings, rows, passes};
+  Job job{{squares, slopes, values, source, state, metric, feedback, nodes, sources, parallel, lanes,
+           log_parallel, places, width, nullptr},
+          targets, states, rings, rows, passes};
   const size_t groups = (rings + kRings - 1) / kRings;
   try {
+    std::vector<float> ordered;
+    if (is_dense(job.search)) {
+      ordered = dense_order(job.search);
+      job.search.dense = ordered.data();
+    }
     std::vector<Scratch> scratch;
     for (size_t i = 0; i < std::max<size_t>(1, std::min(threads, groups)); ++i)
       scratch.push_back(allocate(job));
