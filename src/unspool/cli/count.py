@@ -54,28 +54,33 @@ def count(
     and counted as the difference of three rings and one. Needs the extra `cuda`.
     """
     from unspool.decode.machine import MACHINES, machine
-    from unspool.perf.record import STATUS, flat, save, update
-    from unspool.perf.toolchain import toolchain
     from unspool.spec.catalog import FORMATS
 
     if bool(formats) == every:
         raise DeclarationError("nothing to count", allowed="FORMAT... or --all")
     if write and (operand or container):
         raise DeclarationError("a record is of all operands", where="--record")
-    tools = toolchain()
     names = [*FORMATS] if every else [*(formats or ())]
     machines = [machine(name) for name in ((not every and target) or MACHINES)]
     if loop:
         print_loops(count_loops(names, machines, activations, tokens, quiet), json)
-        return
-    counted = _count(names, machines, (operand, container), quiet)
+    else:
+        _report(_count(names, machines, (operand, container), quiet), every, write, json)
+
+
+def _report(counted: list[Counted], every: bool, write: bool, json: bool) -> None:
+    """Records what was counted where that is asked for, and prints it."""
+    from unspool.perf.record import STATUS, flat, save, update
+    from unspool.perf.toolchain import toolchain
+
+    version = toolchain().version
     if every:
-        save(counted, tools.version)
+        save(counted, version)
     elif write:
-        update(counted, tools.version)
+        update(counted, version)
     if json:
         rows = [flat(entry) for entry in counted]
-        print_json({"status": STATUS, "compiler": tools.version, "counts": rows})
+        print_json({"status": STATUS, "compiler": version, "counts": rows})
     else:
         print_table(f"Instructions per weight ({STATUS})", COLUMNS, map(_cells, counted), left=4)
 

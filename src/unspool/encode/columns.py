@@ -6,10 +6,9 @@ keeps states, scales and tables.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from jaxtyping import Float32
 
 from unspool.decode.interpret import state_values
 from unspool.encode import levels, scales
@@ -22,6 +21,9 @@ from unspool.encode.viterbi import trellis
 from unspool.pack.tiles import to_rings
 from unspool.spec.format import Format
 from unspool.spec.scale import Scale
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
 
 
 class Columns(Protocol):

@@ -10,12 +10,15 @@ once, when it is made.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64
 
 from unspool.encode.survivors import RowMetric
 from unspool.errors import WeightError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
 
 SMALL = 64
 """Columns up to which a triangular matrix is inverted like any other."""

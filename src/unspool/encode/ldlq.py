@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Float64
 
 from unspool.encode import scales
 from unspool.encode.columns import Columns, LevelColumns, PlainColumns, TrellisColumns
@@ -23,6 +23,9 @@ from unspool.encode.scales import Scales
 from unspool.pack.matrix import CodedMatrix
 from unspool.pack.words import pack
 from unspool.spec.format import Format
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Float64
 
 BATCH = 128
 """Columns after which errors reach all later ones, by one matrix product (as in GPTQ)."""

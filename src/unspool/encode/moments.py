@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Float64
 
 from unspool.encode.rotate import rotate_twin, signs
 from unspool.errors import WeightError
 from unspool.spec.rotation import Rotation
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Float64
 
 DAMPING = 0.01
 """Added to the moments' diagonal, as a share of its mean: what GPTQ and QuIP use. On the bundled
