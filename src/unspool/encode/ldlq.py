@@ -76,8 +76,8 @@ def encode_calibrated(
     weight = checked_weight(weight, where)
     n, k = weight.shape
     target = wanted(weight, checked(moments, n, k, where), how.damping)
-    rotated = turned(moments.inputs, fmt.rotation, fmt.padded(n, k)[1])
-    moments_damped = damped(rotated, how.damping)
+    columns = fmt.padded(n, k)[1]
+    moments_damped = damped(turned(moments.inputs, fmt.rotation, columns), how.damping)
     feedback, unit = factor(moments_damped), unit_of(target, fmt, where)
     tensor = None
     if fmt.scale.tensor:
