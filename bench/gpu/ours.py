@@ -1,6 +1,7 @@
 """Our products: coded weights of random bits, decoded into the matrix units.
 
 All bit patterns are legal, so no weight is encoded here: speed and correctness do not depend on it.
+Large matrices repeat a block of 1024 x 1024, so that what is expected takes no minutes to compute.
 """
 
 from __future__ import annotations
@@ -14,18 +15,26 @@ import numpy as np
 
 from gpu.product import Entrant, Maker
 from gpu.stage import AbsentError
+from unspool.decode.machine import Machine
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.activations import quantize
+from unspool.matmul.cuda.arrange import Arranged, arrange
+from unspool.matmul.cuda.recipe import Recipe, recipe
 from unspool.matmul.reference import decode_values
+from unspool.pack.matrix import CodedMatrix
 from unspool.pack.random import random_matrix
 from unspool.spec.catalog import FORMATS
 
 if TYPE_CHECKING:
     from gpu.board import Board
 
-CODED = ("m2-e4m3-quick", "m2-e4m3", "m2-e2m1", "t2-e2m1", "m3-e4m3", "v1.5-e2m1")
-PLAIN = ("s2-e4m3", "s3-e4m3", "s4-e4m3", "mxfp4", "nvfp4", "int4", "lut-b")
+CODED = ("m2-e4m3-quick", "m2-e4m3", "m3-e4m3", "m2-e2m1", "t2-e2m1", "v1.5-e2m1")
+PLAIN = ("s2-e4m3", "s3-e4m3", "s4-e4m3", "mxfp4", "int4", "lut-b", "nvfp4")
 ACTIVATIONS = ("fp8", "fp8x2", "float16")
+
+REPEATED = 1024
+SMALL = 1 << 23
+"""Weights up to which a matrix is random throughout."""
 
 _EIGHT_BIT_SUMS = 2.0**-12
 """wgmma's FP8 sums keep some 14 bits of the largest term (DeepGEMM's issues 37 and 50): an error of
@@ -43,21 +52,20 @@ class CodedProduct:
         from unspool.model.processors import CudaProcessor, SimulatedProcessor
 
         self.format, self.activations, self.copies = name, activations, copies
-        self._torch, self._device = board.torch, board.device
+        self._torch, self._device, self._k = board.torch, board.device, shape[1]
+        self._made = _recipe(name, board.machine, activations)
         played = board.device == "cpu"
         processor = SimulatedProcessor(board.machine.name) if played else CudaProcessor()
-        self._matrix = random_matrix(FORMATS[name], *shape)
-        try:
-            first = GpuMatrix(self._matrix, processor, activations=activations)
-        except DeclarationError as refused:
-            raise AbsentError(str(refused)) from refused
-        self.nbytes = first.units.nbytes + first.row_scales.nbytes
+        self._block, arranged = _weights(self._made, shape)
+        self._down = shape[0] // self._block.shape[0]
+        first = GpuMatrix(arranged, processor)
+        self.nbytes = first.nbytes
         self._copies = [first, *(_clone(first) for _ in range(copies - 1))]
 
     def queue(self, m: int) -> Callable[[int], object]:
         """`call(i)`: both launches of the product with copy i, bfloat16 in and out."""
         dtype = self._torch.bfloat16
-        x = self._torch.randn(m, self._matrix.shape[1], device=self._device, dtype=dtype)
+        x = self._torch.randn(m, self._k, device=self._device, dtype=dtype)
         for each in self._copies:
             each.warm_up([m], dtype)
 
@@ -73,16 +81,49 @@ class CodedProduct:
 
     def expected(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rounded activations times the decoded weights, and how far sums may be off."""
-        made = self._copies[0].made
-        rounded = quantize(x, made).values[:, : self._weights.shape[1]]
-        magnitude = np.abs(rounded) @ np.abs(self._weights).T
-        single = (x.shape[1] / 16 + 8) * 2.0**-24
-        narrow = made.loop == "wgmma" and made.kind != "f16"
-        return rounded @ self._weights.T, magnitude * (_EIGHT_BIT_SUMS if narrow else 4 * single)
+        rounded = quantize(x, self._made).values
+        width = self._values.shape[1]
+        rounded = rounded[:, : len(rounded[0]) // width * width].reshape(len(x), -1, width)
+        sums = rounded.sum(axis=1) @ self._values.T
+        magnitude = np.abs(rounded).sum(axis=1) @ np.abs(self._values).T
+        single = 4 * (x.shape[1] / 16 + 8) * 2.0**-24
+        narrow = self._made.loop == "wgmma" and self._made.kind != "f16"
+        bound = magnitude * (_EIGHT_BIT_SUMS if narrow else single)
+        return np.tile(sums, self._down), np.tile(bound, self._down)
 
     @cached_property
-    def _weights(self) -> np.ndarray:
-        return decode_values(self._matrix).astype(np.float64)[: self._matrix.shape[0]]
+    def _values(self) -> np.ndarray:
+        return decode_values(self._block).astype(np.float64)[: self._block.shape[0]]
+
+
+def _recipe(name: str, machine: Machine, activations: str) -> Recipe:
+    try:
+        made = recipe(FORMATS[name], machine, activations)
+        usual = recipe(FORMATS[name], machine)
+    except DeclarationError as refused:
+        raise AbsentError(str(refused)) from refused
+    if activations == "float16" and usual.activations != activations:
+        raise AbsentError("binary16 is for what the FP8 units of this machine do not multiply")
+    return made
+
+
+def _weights(made: Recipe, shape: tuple[int, int]) -> tuple[CodedMatrix, Arranged]:
+    """(the block that the matrix repeats, or all of it; the matrix)."""
+    repeats = shape[0] * shape[1] > SMALL and not (shape[0] % REPEATED or shape[1] % REPEATED)
+    block = random_matrix(made.format, *((REPEATED, REPEATED) if repeats else shape))
+    one = arrange(block, made)
+    if not repeats:
+        return block, one
+    down, across = shape[0] // REPEATED, shape[1] // REPEATED
+    tables = across if made.level_steps else 1
+    whole = Arranged(
+        recipe=made,
+        shape=shape,
+        units=np.tile(one.units, (down, across, 1)),
+        row_scales=np.tile(one.row_scales, down),
+        levels=np.tile(one.levels, (down, tables, 1, 1)),
+    )
+    return block, whole
 
 
 def _clone(matrix: Any) -> Any:

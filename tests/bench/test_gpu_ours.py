@@ -20,9 +20,9 @@ def coded():
         pytest.skip(simulate.why_not())
     from gpu.ours import CodedProduct
 
-    def make(machine: str, rounded: str = "fp8", copies: int = 1):
+    def make(machine: str, rounded: str = "fp8", copies: int = 1, shape=(264, K)):
         board = SimpleNamespace(torch=torch, device="cpu", machine=MACHINES[machine])
-        return CodedProduct(board, "s3-e4m3", rounded, (264, K), copies)
+        return CodedProduct(board, "s3-e4m3", rounded, shape, copies)
 
     return make
 
@@ -71,3 +71,23 @@ def test_what_a_machine_does_not_multiply_is_absent_with_the_reason(coded):
 
     with pytest.raises(AbsentError, match=r"sm80.*8-bit floats"):
         coded("sm80")
+
+
+def test_a_large_matrix_repeats_a_block_and_is_checked_the_same(coded, check, monkeypatch):
+    from gpu import ours
+    from gpu.product import activations
+
+    monkeypatch.setattr(ours, "REPEATED", 256)
+    monkeypatch.setattr(ours, "SMALL", 1 << 16)
+    product = coded("sm90", shape=(512, 768))
+    assert product._block.shape == (256, 256)
+    assert check(product, activations(3, 768), None)["wrong"] == 0
+    product._copies[0].row_scales.view(torch.float32)[300] *= 1.01
+    assert check(product, activations(3, 768), None)["wrong"] > 0
+
+
+def test_binary16_is_left_out_where_fp8_multiplies_the_format(coded):
+    from gpu.stage import AbsentError
+
+    with pytest.raises(AbsentError, match="binary16 is for"):
+        coded("sm90", "float16")

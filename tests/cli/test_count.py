@@ -25,6 +25,18 @@ def test_count_prints_one_document(capsys):
 
 
 @counting
+def test_count_of_a_whole_main_loop(capsys):
+    command = ["count", "s3-e4m3", "--target", "sm90", "--loop", "--activations", "fp8", "--json"]
+    assert status(command) == DONE
+    document = json.loads(capsys.readouterr().out)
+    (row,) = document["loops"]
+    assert document["compiler"]
+    assert row["columns"] == row["tokens"] == 16
+    assert row["total"] == pytest.approx(row["decode"] + row["beside"])
+    assert row["opcodes"]["QGMMA"] == 32
+
+
+@counting
 def test_count_prints_a_table(capsys):
     assert status(["count", "s2-e4m3", "--target", "sm120", "--container", "bytes"]) == DONE
     assert "permute-table" in capsys.readouterr().out
@@ -38,6 +50,8 @@ def test_count_prints_a_table(capsys):
         (["mxfp4", "--target", "sm75"], "no such CUDA target"),
         (["mxfp4", "--target", "sm90", "--operand", "e2m1"], "the target has no such operand"),
         (["nf4", "--target", "sm90", "--operand", "e4m3"], "are not E4M3 times a power of two"),
+        (["mxfp4", "--loop", "--record"], "a main loop has one operand"),
+        (["t2-e2m1", "--loop", "--target", "sm80", "--activations", "fp8"], "as 8-bit floats"),
     ],
 )
 @counting

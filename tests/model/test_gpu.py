@@ -9,7 +9,7 @@ import torch
 from unspool.errors import ModelError
 from unspool.matmul.cuda import simulate
 from unspool.matmul.reference import decode
-from unspool.model.gpu import GpuMatrix
+from unspool.model.gpu import GpuMatrix, upload
 from unspool.model.processors import SimulatedProcessor
 from unspool.pack.random import random_matrix
 from unspool.spec.catalog import FORMATS
@@ -27,7 +27,7 @@ def compiler() -> None:
 
 def uploaded(name: str, machine: str, **given) -> tuple[GpuMatrix, torch.Tensor]:
     matrix = random_matrix(FORMATS[name], N, K)
-    found = GpuMatrix(matrix, SimulatedProcessor(machine), **given)
+    found = upload(matrix, SimulatedProcessor(machine), **given)
     return found, torch.from_numpy(decode(matrix))
 
 
@@ -75,7 +75,7 @@ def test_rotated_outputs_are_turned_back():
     x = rows(2)
     want = x.double() @ torch.from_numpy(decode(matrix)).double().T
     for library_rows in (None, 1):
-        found = GpuMatrix(matrix, SimulatedProcessor("sm90"), library_rows=library_rows)
+        found = upload(matrix, SimulatedProcessor("sm90"), library_rows=library_rows)
         assert relative_error(found.multiply(x), want) < 0.004
 
 
@@ -87,15 +87,16 @@ def test_the_same_matrix_serves_every_batch_and_no_rows():
     assert found.multiply(x[:0]).shape == (0, N)
 
 
-def test_warming_up_leaves_nothing_to_compile(monkeypatch):
+def test_warming_up_compiles_all_that_a_product_runs(monkeypatch):
     found, _ = uploaded("s3-e4m3", "sm90")
+    ready, ran = [], []
+    processor = found.processor
+    monkeypatch.setattr(processor, "ready", ready.extend)
+    monkeypatch.setattr(processor, "run", lambda kernel, *_: ran.append(kernel))
     found.warm_up([1, 9], torch.float32)
-    built = []
-    real = simulate.build
-    monkeypatch.setattr(simulate, "build", lambda source: built.append(source) or real(source))
-    before = {kernel for each in found._launches.values() for kernel in (each.multiply.source,)}
     found.multiply(rows(9))
-    assert set(built) <= before | {each.prepare.source for each in found._launches.values()}
+    assert [kernel.name for kernel in ran] == ["unspool_prepare", "unspool_multiply"]
+    assert set(ran) < set(ready)
 
 
 def test_what_does_not_fit_is_refused():

@@ -45,7 +45,6 @@ def test_a_loop_takes_little_beside_decoding(tools, name, machine):
     found = count_loop(recipe(FORMATS[name], MACHINES[machine], "fp8"), 16, tools)
     assert found.columns == 16
     assert 0 < found.beside <= MOST_BESIDE, f"{found.total} with decoding at {found.decode}"
-    assert found.total < 0.9 + found.decode
     assert (found.spills, found.traps) == (0, ())
 
 

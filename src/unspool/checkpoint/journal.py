@@ -21,7 +21,7 @@ import numpy as np
 from unspool.checkpoint.write import Payload, sync_folder, write_file, write_shard
 from unspool.errors import CheckpointError
 from unspool.model.layout import STORED_DTYPE
-from unspool.model.shards import read_header, read_json
+from unspool.model.shards import StoredTensor, read_header, read_json
 
 SETTINGS, LOG = "settings.json", "log.jsonl"
 
@@ -47,12 +47,10 @@ class Journal:
             )
         _check_same(read_json(folder / SETTINGS), plain, folder)
 
-    def get(self, place: int) -> dict[str, np.ndarray] | None:
-        """The stored tensors of a block by name, or None where it is not finished."""
+    def get(self, place: int) -> dict[str, StoredTensor] | None:
+        """The tensors of a block by name, where they are stored; None if it is not finished."""
         path = self._folder / _name(place)
-        if not path.exists():
-            return None
-        return {name: np.array(tensor.array()) for name, tensor in read_header(path).items()}
+        return read_header(path) if path.exists() else None
 
     def put(self, place: int, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         """Stores a finished block; raises CheckpointError naming it where that fails."""

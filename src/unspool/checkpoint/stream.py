@@ -77,7 +77,7 @@ def quantize_folder(
     blocks = stored.blocks()
     _check_inside(plan.formats, blocks)
     streams = _streams(stored, model, blocks, windows)
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, Payload] = {}
     outcomes: list[Outcome] = []
     for place, prefix in enumerate(blocks.names):
         progress(place, len(blocks.names), prefix)
@@ -97,29 +97,35 @@ def _block(
     streams: Streams | None,
     journal: Journal | None,
     outcomes: list[Outcome],
-) -> dict[str, np.ndarray]:
-    """The stored tensors of a block, from the journal or made now; adds to the outcomes."""
+) -> dict[str, Payload]:
+    """The tensors of a block, made now or before; adds to the outcomes.
+
+    With a journal they are read from its files when the checkpoint is written; else they are kept.
+    """
     from unspool.model.calibrate import replay_block
 
     begun = time.perf_counter()
     names = [name for name in plan.formats if name.startswith(f"{prefix}.")]
     weights = {name: _weight(block, prefix, name) for name in names}
-    kept = journal.get(place) if journal else None
-    if kept is None:
+    stored = journal.get(place) if journal else None
+    if stored is None:
         matrices = _encoded(block, prefix, weights, plan, streams)
-        kept = {
+        made = {
             f"{name}.{buffer}": array
             for name in names
             for buffer, array in as_buffers(matrices[name].arrays).items()
         }
         if journal:
-            journal.put(place, kept, {"name": prefix, "seconds": time.perf_counter() - begun})
+            journal.put(place, made, {"name": prefix, "seconds": time.perf_counter() - begun})
+            stored = journal.get(place)
+        payloads = {name: _payload(array) for name, array in made.items()}
     else:
-        matrices = {n: _matrix(n, plan.formats[n], weights[n].shape, kept) for n in names}
+        arrays = {name: np.array(tensor.array()) for name, tensor in stored.items()}
+        matrices = {n: _matrix(n, plan.formats[n], weights[n].shape, arrays) for n in names}
         if streams is not None:
             replay_block(block, prefix, streams, matrices, plan.threads)
     outcomes += [_outcome(name, matrices[name], weights[name]) for name in names]
-    return kept
+    return payloads if stored is None else {n: _untouched(t) for n, t in stored.items()}
 
 
 def _encoded(
@@ -203,7 +209,7 @@ def _write(
     source: Path,
     out: str | Path,
     formats: Mapping[str, Format],
-    coded: Mapping[str, np.ndarray],
+    coded: Mapping[str, Payload],
     shapes: Mapping[str, tuple[int, int]],
     saving: Mapping[str, Any],
 ) -> None:
@@ -213,8 +219,7 @@ def _write(
     tensors = {n: _untouched(t) for n, t in read_folder(source, ModelError).items()}
     for name in formats:
         del tensors[f"{name}.weight"]
-    tensors |= {name: _payload(array) for name, array in coded.items()}
-    tensors = dict(sorted(tensors.items()))
+    tensors = dict(sorted({**tensors, **coded}.items()))
     config = read_json(source / CONFIG, ModelError)
     config["quantization_config"] = manifest.to_json()
     files = copied_files(source)

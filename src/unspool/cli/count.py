@@ -60,6 +60,10 @@ def count(
         raise DeclarationError("nothing to count", allowed="FORMAT... or --all")
     if write and (operand or container):
         raise DeclarationError("a record is of all operands", where="--record")
+    if loop and (every or write or operand or container):
+        raise DeclarationError(
+            "a main loop has one operand and no record", where="--loop", allowed="FORMAT, --target"
+        )
     names = [*FORMATS] if every else [*(formats or ())]
     machines = [machine(name) for name in ((not every and target) or MACHINES)]
     if loop:

@@ -37,12 +37,13 @@ def count_loops(
 
 
 def print_loops(counted: Sequence[LoopCount], json: bool) -> None:
-    """A table, or `{status, loops: [...]}`."""
+    """A table, or `{status, compiler, loops: [...]}`."""
     from unspool.perf.record import STATUS
+    from unspool.perf.toolchain import toolchain
 
     if json:
         rows = [{**asdict(each), "beside": each.beside} for each in counted]
-        print_json({"status": STATUS, "loops": rows})
+        print_json({"status": STATUS, "compiler": toolchain().version, "loops": rows})
         return
     title = f"Instructions per weight of main loops ({STATUS})"
     print_table(title, COLUMNS, map(_cells, counted), left=4)

@@ -65,7 +65,7 @@ class TrellisColumns:
     def encode(self, first: int, targets: np.ndarray) -> np.ndarray:
         """See `Columns`."""
         code, scale = self._code, self.scale(first)
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+        inverse = scales.inverse(scale)
         tile = (targets[:, first : first + self.step] * inverse).reshape(-1, *code.tile)
         row = row_metric(self._feedback, first, self.step, code.lanes)
         row = row.over(float(self._feedback.cost.mean()))
@@ -119,7 +119,7 @@ class PlainColumns:
         if first % self._block == 0:
             self._found.append(self._fitted(first, targets))
         scale, column = self.scale(first), targets[:, first : first + 1]
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+        inverse = scales.inverse(scale)
         states = nearest(self._values, column * inverse, threads=self._threads)
         self._states[:, first : first + 1] = states
         return self._values[states]
@@ -184,7 +184,7 @@ class LevelColumns:
     def encode(self, first: int, targets: np.ndarray) -> np.ndarray:
         """See `Columns`."""
         scale = self.scale(first)
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+        inverse = scales.inverse(scale)
         if first % self._width == 0:
             self._tables.append(self._fitted(first, targets[:, first:][:, : self._width] * inverse))
         values = self._parameter.operand.values().astype(np.float32)[self._tables[-1]]

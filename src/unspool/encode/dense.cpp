@@ -11,7 +11,7 @@
 #include <new>
 #include <vector>
 
-#include "pool.hpp"
+#include "encode/groups.hpp"
 
 namespace {
 
@@ -72,25 +72,6 @@ struct Scratch {
 
 namespace {
 
-// Rings beyond the last are zeros; their walks are thrown away.
-void transpose_targets(const Job& job, size_t first, float* out) {
-  const size_t row = job.steps * job.trellis.lanes;
-  const size_t rings = std::min(kRings, job.rings - first);
-  for (size_t i = 0; i < row; ++i) {
-    for (size_t ring = 0; ring < rings; ++ring)
-      out[i * kRings + ring] = job.targets[(first + ring) * row + i];
-    for (size_t ring = rings; ring < kRings; ++ring) out[i * kRings + ring] = 0;
-  }
-}
-
-void cheapest_nodes(const Dense& t, const uint8_t* walks, size_t* nodes) {
-  for (size_t ring = 0; ring < kRings; ++ring) {
-    nodes[ring] = 0;
-    for (size_t node = 1; node < t.nodes; ++node)
-      if (walks[node * kRings + ring] < walks[nodes[ring] * kRings + ring]) nodes[ring] = node;
-  }
-}
-
 // One pass from the boundary at `origin` around the ring. Traces back to the step `until` and
 // leaves the nodes before it in `nodes`; writes the states on the way where they are to be kept.
 void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t first,
@@ -116,7 +97,7 @@ void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t fir
   }
   size_t start[kRings];
   std::copy_n(nodes, kRings, start);
-  if (free) cheapest_nodes(t, walks + job.steps * layer, nodes);
+  if (free) cheapest_nodes<kRings>(t.nodes, walks + job.steps * layer, nodes);
   for (size_t i = job.steps; i-- > until;) {
     tabulate(i);
     const bool leaves = i == 0 && !free;
@@ -137,7 +118,8 @@ void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t fir
 }
 
 void encode_group(const Job& job, size_t first, Scratch& scratch) {
-  transpose_targets(job, first, scratch.targets.get());
+  transpose_targets<kRings>(job.targets, job.rings, job.steps * job.trellis.lanes, first,
+                            scratch.targets.get());
   const size_t half = job.steps / 2;
   size_t nodes[kRings] = {};
   for (size_t pass = 0; pass < job.passes; ++pass) {
@@ -168,14 +150,10 @@ extern "C" __attribute__((visibility("default"))) int unspool_viterbi_dense(
     uint32_t* states, uint8_t* lost) {
   const Job job{{levels, offsets, state, nodes, parallel, lanes, count, tables, units},
                 targets, states, lost, rings, steps, passes};
-  const size_t groups = (rings + kRings - 1) / kRings;
   try {
-    std::vector<Scratch> scratch;
-    for (size_t i = 0; i < std::max<size_t>(1, std::min(threads, groups)); ++i)
-      scratch.push_back(allocate(job));
-    share(groups, scratch.size(), [&](size_t worker, size_t group) {
-      encode_group(job, group * kRings, scratch[worker]);
-    });
+    by_groups<kRings>(
+        rings, threads, [&] { return allocate(job); },
+        [&](size_t first, Scratch& mine) { encode_group(job, first, mine); });
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }

@@ -1,5 +1,6 @@
 // One step of a dense trellis for a group of rings, forwards and back. Compiled once per
-// instruction set by each_isa.hpp, inside dense.cpp, which declares Dense, Best, kRings, kAbreast and kMost.
+// instruction set by each_isa.hpp, inside dense.cpp, which declares Dense, Best, kRings, kAbreast
+// and kMost.
 
 typedef uint8_t b32 __attribute__((vector_size(32), may_alias));
 typedef uint8_t b8 __attribute__((vector_size(8), may_alias));

@@ -15,14 +15,17 @@ Pass = Callable[[Floats, States | None], tuple[States, States]]
 (states [rings, steps], nodes [rings, steps + 1]) of the best walk."""
 
 
-def go_round(targets: Floats, passes: int, one_pass: Pass) -> States:
-    """The states [rings, steps] of the last of some passes."""
+def go_round(targets: Floats, passes: int, one_pass: Pass, places: int = 1) -> States:
+    """The states [rings, steps * places] of the last of some passes.
+
+    `places`: states that a pass gives per step of the targets; the ring is cut between steps.
+    """
     steps = targets.shape[1]
     half = steps // 2
     boundary: States | None = None
-    states = np.empty(targets.shape[:2], np.uint32)
+    states = np.empty((len(targets), steps * places), np.uint32)
     for number in range(passes):
         origin, other = (0, half) if number % 2 else (half, steps - half)
         walked, before = one_pass(np.roll(targets, -origin, axis=1), boundary)
-        boundary, states = before[:, other], np.roll(walked, origin, axis=1)
+        boundary, states = before[:, other * places], np.roll(walked, origin * places, axis=1)
     return states

@@ -52,9 +52,12 @@ def store(
 
 def divide(matrix: np.ndarray, scales: Scales, scale: Scale) -> Float32[np.ndarray, "n k"]:
     """The matrix in units of values: every block over its scale; zero where the scale is zero."""
-    effective = scales.effective
-    inverse = np.divide(1, effective, out=np.zeros_like(effective), where=effective > 0)
-    return (in_blocks(matrix, scale) * inverse[..., None]).reshape(matrix.shape)
+    return (in_blocks(matrix, scale) * inverse(scales.effective)[..., None]).reshape(matrix.shape)
+
+
+def inverse(effective: np.ndarray) -> np.ndarray:
+    """1 / scale; zero for a scale of zero, whose values are zeros whatever is chosen."""
+    return np.divide(1, effective, out=np.zeros_like(effective), where=effective > 0)
 
 
 def errors(

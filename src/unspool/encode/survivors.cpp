@@ -9,7 +9,7 @@
 #include <new>
 #include <vector>
 
-#include "pool.hpp"
+#include "encode/groups.hpp"
 
 namespace {
 
@@ -74,8 +74,8 @@ bool is_dense(const Search& s) {
   return s.sources == s.nodes && s.nodes % kBlock == 0 && s.lanes == kDenseLanes;
 }
 
-// slopes [nodes / kBlock, to-nodes, kBlock * parallel, lanes], then squares [places, nodes / kBlock,
-// to-nodes, kBlock * parallel]: read from end to end in every step, 1.3 MB of it at 2 bits.
+// slopes [nodes / kBlock, to-nodes, kBlock * parallel, lanes], then squares [places, nodes /
+// kBlock, to-nodes, kBlock * parallel]: read from end to end in every step, 1.3 MB at 2 bits.
 std::vector<float> dense_order(const Search& s) {
   const size_t edges = s.nodes * s.parallel, block = kBlock * s.parallel;
   std::vector<float> out;
@@ -114,13 +114,9 @@ void start(const Search& s, bool free, const size_t* nodes, float* alphas) {
 
 // Where the walks end; a free end is the cheapest node.
 void finish(const Search& s, bool free, size_t* nodes, Scratch& w) {
-  for (size_t ring = 0; ring < kRings; ++ring) {
-    if (free) nodes[ring] = 0;
-    for (size_t node = 1; free && node < s.nodes; ++node)
-      if (w.alphas[node * kRings + ring] < w.alphas[nodes[ring] * kRings + ring])
-        nodes[ring] = node;
+  if (free) cheapest_nodes<kRings>(s.nodes, w.alphas, nodes);
+  for (size_t ring = 0; ring < kRings; ++ring)
     w.no_walk |= w.alphas[nodes[ring] * kRings + ring] == kNever;
-  }
 }
 
 // One pass from the row `origin` around the ring; leaves the nodes before its step `until`.
@@ -187,22 +183,18 @@ extern "C" __attribute__((visibility("default"))) int unspool_survivors(
     size_t rows, size_t passes, size_t threads, uint32_t* states) {
   size_t log_parallel = 0;
   while ((size_t{1} << log_parallel) < parallel) ++log_parallel;
-  Job job{{squares, slopes, values, source, state, metric, feedback, nodes, sources, parallel, lanes,
-           log_parallel, places, width, nullptr},
+  Job job{{squares, slopes, values, source, state, metric, feedback, nodes, sources, parallel,
+           lanes, log_parallel, places, width, nullptr},
           targets, states, rings, rows, passes};
-  const size_t groups = (rings + kRings - 1) / kRings;
   try {
     std::vector<float> ordered;
     if (is_dense(job.search)) {
       ordered = dense_order(job.search);
       job.search.dense = ordered.data();
     }
-    std::vector<Scratch> scratch;
-    for (size_t i = 0; i < std::max<size_t>(1, std::min(threads, groups)); ++i)
-      scratch.push_back(allocate(job));
-    share(groups, scratch.size(), [&](size_t worker, size_t group) {
-      encode_group(job, group * kRings, scratch[worker]);
-    });
+    const auto scratch = by_groups<kRings>(
+        rings, threads, [&] { return allocate(job); },
+        [&](size_t first, Scratch& mine) { encode_group(job, first, mine); });
     for (const Scratch& w : scratch)
       if (w.no_walk) return kNoWalk;
   } catch (const std::bad_alloc&) {

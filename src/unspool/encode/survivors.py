@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspool import native
-from unspool.encode.passes import Floats, States
+from unspool.encode.passes import Floats, States, go_round
 from unspool.encode.viterbi import Plane, Trellis, check_finite, trellis
 from unspool.errors import UnspoolError
 
@@ -105,16 +105,9 @@ def survivors(
 
 def survivors_twin(wanted: Search, targets: Floats, passes: int) -> States:
     """The same search in numpy: the definition of what the kernel returns."""
-    rings, rows = targets.shape[:2]
-    nodes, places = len(wanted.trellis.state), len(wanted.row.metric)
-    half = rows // 2
-    boundary: States | None = None
-    states = np.empty((rings, rows * places), np.uint32)
-    for number in range(1 if nodes == 1 else passes):
-        origin, other = (0, half) if number % 2 else (half, rows - half)
-        walked, before = _twin_pass(wanted, np.roll(targets, -origin, axis=1), boundary)
-        boundary, states = before[:, other * places], np.roll(walked, origin * places, axis=1)
-    return states
+    needed = 1 if len(wanted.trellis.state) == 1 else passes
+    one_pass = functools.partial(_twin_pass, wanted)
+    return go_round(targets, needed, one_pass, places=len(wanted.row.metric))
 
 
 def _twin_pass(wanted: Search, targets: Floats, boundary: States | None) -> tuple[States, States]:

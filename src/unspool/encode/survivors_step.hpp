@@ -148,7 +148,8 @@ static void step(const Search s, size_t place, Scratch& w, uint16_t* chosen) {
   for (size_t to = 0; to < s.nodes; ++to) {
     uint16_t* mine = chosen + to * kRings;
     if (s.dense)
-      for (size_t ring = 0; ring < kRings; ++ring) mine[ring] = uint16_t(w.edges[to * kRings + ring]);
+      for (size_t ring = 0; ring < kRings; ++ring)
+        mine[ring] = uint16_t(w.edges[to * kRings + ring]);
     else if (s.lanes == 1)
       choose<1>(s, squares, to, w, w.alphas, mine);
     else

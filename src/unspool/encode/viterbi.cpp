@@ -13,7 +13,7 @@
 #include <new>
 #include <vector>
 
-#include "pool.hpp"
+#include "encode/groups.hpp"
 
 namespace {
 
@@ -65,29 +65,10 @@ struct Best {
 
 namespace {
 
-// Rings beyond the last are zeros; their walks are thrown away.
-void transpose_targets(const Job& job, size_t first, float* out) {
-  const size_t row = job.steps * job.trellis.lanes;
-  const size_t rings = std::min(kRings, job.rings - first);
-  for (size_t i = 0; i < row; ++i) {
-    for (size_t ring = 0; ring < rings; ++ring)
-      out[i * kRings + ring] = job.targets[(first + ring) * row + i];
-    for (size_t ring = rings; ring < kRings; ++ring) out[i * kRings + ring] = 0;
-  }
-}
-
 void start(const Trellis& t, bool free, const size_t* nodes, float* alphas) {
   std::fill_n(alphas, t.nodes * kRings, free ? 0.0f : kNever);
   if (free) return;
   for (size_t ring = 0; ring < kRings; ++ring) alphas[nodes[ring] * kRings + ring] = 0;
-}
-
-void cheapest_nodes(const Trellis& t, const float* alphas, size_t* nodes) {
-  for (size_t ring = 0; ring < kRings; ++ring) {
-    nodes[ring] = 0;
-    for (size_t node = 1; node < t.nodes; ++node)
-      if (alphas[node * kRings + ring] < alphas[nodes[ring] * kRings + ring]) nodes[ring] = node;
-  }
 }
 
 // One pass from the boundary at `origin` around the ring. Traces back to the step `until` and
@@ -105,7 +86,7 @@ void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t fir
   const size_t forward = free ? job.steps : job.steps - 1;
   for (size_t i = 0; i < forward; ++i)
     UNSPOOL_BEST(step)(t, at(i), alphas + i * layer, alphas + (i + 1) * layer);
-  if (free) cheapest_nodes(t, alphas + job.steps * layer, nodes);
+  if (free) cheapest_nodes<kRings>(t.nodes, alphas + job.steps * layer, nodes);
   uint32_t states[kRings];
   for (size_t i = job.steps; i-- > until;) {
     UNSPOOL_BEST(step_back)(t, at(i), alphas + i * layer, scratch, nodes, states);
@@ -115,7 +96,8 @@ void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t fir
 }
 
 void encode_group(const Job& job, size_t first, Scratch& scratch) {
-  transpose_targets(job, first, scratch.targets);
+  transpose_targets<kRings>(job.targets, job.rings, job.steps * job.trellis.lanes, first,
+                            scratch.targets);
   const size_t half = job.steps / 2;
   size_t nodes[kRings] = {};
   // Without memory there is one node, and the free pass is already exact.
@@ -151,14 +133,10 @@ extern "C" __attribute__((visibility("default"))) int unspool_viterbi(
   while ((size_t{1} << log_parallel) < parallel) ++log_parallel;
   const Job job{{table, source, state, nodes, sources, parallel, lanes, log_parallel},
                 targets, states, rings, steps, passes};
-  const size_t groups = (rings + kRings - 1) / kRings;
   try {
-    std::vector<Scratch> scratch;
-    for (size_t i = 0; i < std::max<size_t>(1, std::min(threads, groups)); ++i)
-      scratch.push_back(allocate(job));
-    share(groups, scratch.size(), [&](size_t worker, size_t group) {
-      encode_group(job, group * kRings, scratch[worker]);
-    });
+    const auto scratch = by_groups<kRings>(
+        rings, threads, [&] { return allocate(job); },
+        [&](size_t first, Scratch& mine) { encode_group(job, first, mine); });
     for (const Scratch& s : scratch)
       if (s.no_walk) return kNoWalk;
   } catch (const std::bad_alloc&) {

@@ -1,7 +1,7 @@
 """Coded weights in the memory of an NVIDIA GPU, and products with them on its current stream.
 
-    upload            units, scales, tables in the kernels' order; kernels compiled for the GPU
-    prepare, multiply two launches per product; nothing waits, nothing is allocated for good
+    upload            units, scales, tables in the kernels' order
+    prepare, multiply two launches per product; nothing waits, memory is torch's and given back
 
 Kernels are compiled (or read from the cache) at the first product of a size: call `warm_up` before
 a CUDA graph is captured. Products of the same tokens have the same bits in any batch of the fused
@@ -48,8 +48,8 @@ class Processor(Protocol):
     per_block: int
     per_processor: int
 
-    def ready(self, kernel: Kernel) -> None:
-        """Compiles and loads a kernel."""
+    def ready(self, kernels: Sequence[Kernel]) -> None:
+        """Compiles and loads kernels, side by side where there are several."""
 
     def run(
         self,
@@ -67,37 +67,43 @@ class Processor(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Launches:
-    """Both launches of a product of one size: kernels, and memory that stays."""
+    """Both launches of a product of one size, and the counters, which stay at zero."""
 
     planned: Plan
     prepare: Kernel
     multiply: Kernel
-    activations: torch.Tensor
-    token_scales: torch.Tensor
-    partials: torch.Tensor
     arrivals: torch.Tensor
+
+
+def upload(
+    matrix: CodedMatrix,
+    processor: Processor,
+    *,
+    activations: str = "auto",
+    library_rows: int | None = LIBRARY_ROWS,
+) -> GpuMatrix:
+    """A coded matrix in a GPU's memory.
+
+    Raises DeclarationError for activations that the format or the GPU has not.
+    """
+    made = recipe(matrix.format, processor.machine, activations)
+    return GpuMatrix(arrange(matrix, made), processor, library_rows=library_rows)
 
 
 class GpuMatrix:
     """A coded matrix on a GPU: `multiply` is x W^T."""
 
     def __init__(
-        self,
-        matrix: CodedMatrix,
-        processor: Processor,
-        *,
-        activations: str = "auto",
-        library_rows: int | None = LIBRARY_ROWS,
+        self, arranged: Arranged, processor: Processor, *, library_rows: int | None = LIBRARY_ROWS
     ) -> None:
-        """Uploads it. Raises DeclarationError for activations that the format or GPU has not."""
+        """Uploads what `arrange` made."""
         self.library_rows = library_rows
-        self.made = recipe(matrix.format, processor.machine, activations)
-        self.processor, self.shape = processor, matrix.shape
-        arranged: Arranged = arrange(matrix, self.made)
+        self.made, self.shape = arranged.recipe, arranged.shape
+        self.processor = processor
         self.row_blocks, self.stages = arranged.row_blocks, arranged.stages
         self.across = arranged.levels.shape[1]
-        fmt = matrix.format
-        self.rows, self.columns = fmt.padded(*matrix.shape)
+        fmt = self.made.format
+        self.rows, self.columns = fmt.padded(*self.shape)
         put = functools.partial(_put, device=processor.device)
         self.units, self.levels = put(arranged.units), put(arranged.levels)
         self.row_scales = put(arranged.row_scales)
@@ -118,11 +124,9 @@ class GpuMatrix:
         return sum(tensor.nbytes for tensor in held)
 
     def warm_up(self, rows: Sequence[int], dtype: torch.dtype) -> None:
-        """Compiles the kernels and takes the memory for products of so many rows."""
-        for m in rows:
-            found = self._for(m, dtype)
-            self.processor.ready(found.prepare)
-            self.processor.ready(found.multiply)
+        """Compiles the kernels of products of so many rows on the current stream."""
+        found = [self._for(m, dtype) for m in rows]
+        self.processor.ready([kernel for each in found for kernel in (each.prepare, each.multiply)])
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """x `[..., k]` to `[..., n]` in x's dtype; raises ModelError for what does not fit."""
@@ -139,7 +143,7 @@ class GpuMatrix:
         library = self.library_rows is not None and len(flat) >= self.library_rows
         alone = library and not gpu_library.why_not(self.made)
         out = self._rotated_back(self._by_library(flat) if alone else self._fused(flat))
-        return out[:, :n].reshape(*x.shape[:-1], n)
+        return out[:, :n].reshape(*x.shape[:-1], n).contiguous()
 
     def _by_library(self, x: torch.Tensor) -> torch.Tensor:
         """`[m, k]` to `[m, rows]` with the weights decoded to memory."""
@@ -174,17 +178,19 @@ class GpuMatrix:
         n = self.rows if self.made.format.rotation.output_size else self.shape[0]
         planned, run = found.planned, self.processor.run
         output = x.new_empty((m, n))
+        empty = functools.partial(torch.empty, dtype=torch.uint8, device=x.device)
+        activations, partials = empty(planned.activation_bytes), empty(planned.partial_bytes)
+        token_scales = empty(4 * planned.tiles * planned.tokens)
         memory = {
             "input": x, "signs": self.signs, "positions": self.positions,
-            "output": found.activations, "token_scales": found.token_scales,
+            "output": activations, "token_scales": token_scales,
         }  # fmt: skip
         given = ActivationArguments(**_addresses(memory), rows=m, k=x.shape[1], stages=self.stages)
         run(found.prepare, (planned.tiles * planned.tokens, 1), given, memory)
         memory = {
-            "weights": self.units, "activations": found.activations,
-            "row_scales": self.row_scales, "token_scales": found.token_scales,
-            "levels": self.levels, "output": output, "partials": found.partials,
-            "arrivals": found.arrivals,
+            "weights": self.units, "activations": activations, "row_scales": self.row_scales,
+            "token_scales": token_scales, "levels": self.levels, "output": output,
+            "partials": partials, "arrivals": found.arrivals,
         }  # fmt: skip
         arguments = Arguments(
             **_addresses(memory), m=m, n=n, row_blocks=self.row_blocks, stages=self.stages,
@@ -221,10 +227,8 @@ class GpuMatrix:
         return expand_kernel(self.made)
 
     def _for(self, m: int, dtype: torch.dtype) -> Launches:
-        """Kernels and memory for m rows: one set per stream, since products share the memory."""
-        planned = launch.plan(
-            self.made, m, self.row_blocks, self.stages, blocks=self.blocks
-        )  # fmt: skip
+        """Kernels and counters for m rows: counters per stream, whose products take turns."""
+        planned = launch.plan(self.made, m, self.row_blocks, self.stages, blocks=self.blocks)
         key = (planned.tiles * planned.tokens, dtype, self.processor.stream)
         if key not in self._launches:
             self._launches[key] = self._plan(planned, dtype)
@@ -238,14 +242,10 @@ class GpuMatrix:
             per_block=self.processor.per_block,
             per_processor=self.processor.per_processor,
         )
-        empty = functools.partial(torch.empty, dtype=torch.uint8, device=self.processor.device)
         return Launches(
             planned=planned,
             prepare=prepare_kernel(made, tokens=tokens, columns=self.columns, dtype=name),
             multiply=multiply_kernel(made, tokens=tokens, output=name, slots=slots),
-            activations=empty(planned.activation_bytes),
-            token_scales=empty(4 * planned.tiles * tokens),
-            partials=empty(planned.partial_bytes),
             arrivals=torch.zeros(planned.arrivals, dtype=torch.int32, device=self.processor.device),
         )
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from unspool.matmul.cuda.activations import LARGEST
+from unspool.matmul.cuda.geometry import BLOCK_ROWS, SLICE_BYTES
 from unspool.matmul.cuda.recipe import SUMS, Recipe
 
 LIBRARY_ROWS = 512
@@ -40,7 +41,8 @@ def column_order(made: Recipe, stages: int) -> np.ndarray:
 
 def expanded_bytes(made: Recipe, row_blocks: int, stages: int) -> int:
     """Bytes of a decoded matrix."""
-    return 256 * row_blocks * stages * made.geometry.steps * made.geometry.slices * 32
+    row_bytes = stages * made.geometry.steps * made.geometry.slices * SLICE_BYTES
+    return BLOCK_ROWS * row_blocks * row_bytes
 
 
 def multiply(

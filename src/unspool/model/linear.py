@@ -12,7 +12,7 @@ from unspool.errors import ModelError
 from unspool.matmul.choose import choose
 from unspool.matmul.kernel import Kernel
 from unspool.model import ops
-from unspool.model.gpu import GpuMatrix
+from unspool.model.gpu import GpuMatrix, upload
 from unspool.model.layout import BUFFERS, as_arrays, as_buffers, stored_shapes
 from unspool.model.processors import processor
 from unspool.model.product import Prepared, product
@@ -137,13 +137,14 @@ class QuantizedLinear(nn.Module):
         """The weight as its GPU's kernels read it, made at first use and after a buffer changed.
 
         It stands beside the buffers, in as many bytes. `warm_up` it before capturing a graph.
+        Activations are what `recipe` calls auto there; `activations` is about CPUs.
         """
         found = self._uploaded
         if found is not None and self._unchanged(found[0]):
             return found[1]
         with self._lock:
             ordinal = self.weight_codes.device.index or 0
-            made = GpuMatrix(self.matrix(), processor(ordinal))
+            made = upload(self.matrix(), processor(ordinal))
             self._uploaded = self._watched({}), made
             return made
 
@@ -153,6 +154,9 @@ class QuantizedLinear(nn.Module):
 
     def decode(self) -> torch.Tensor:
         """The dense weight `[n, k]` in float32, computed anew at every call."""
+        codes = self._buffers[CODES_BUFFER]
+        if codes is not None and codes.is_cuda:
+            return torch.from_numpy(Kernel(self.matrix()).decode()).to(codes.device)
         return torch.from_numpy(self.prepared().kernel.decode())
 
     def extra_repr(self) -> str:

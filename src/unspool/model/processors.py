@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,12 +14,11 @@ import torch
 from unspool.decode.machine import MACHINES
 from unspool.matmul.cuda import jit, simulate
 from unspool.matmul.cuda.device import LoadedKernel, gpu
+from unspool.matmul.cuda.launch import RESERVED
 from unspool.matmul.cuda.source import Kernel
 
-_PER_PROCESSOR = {"sm80": 164, "sm89": 100, "sm90": 228, "sm100": 228, "sm120": 100}
-"""KiB of shared memory of a multiprocessor (CUDA programming guide, compute capabilities)."""
-
-_RESERVED = 1024
+_PLAYED_KIB = {"sm80": 164, "sm89": 100, "sm90": 228, "sm100": 228, "sm120": 100}
+"""Shared memory of a multiprocessor (CUDA programming guide, compute capabilities)."""
 
 
 class CudaProcessor:
@@ -30,9 +31,7 @@ class CudaProcessor:
         self.device = torch.device("cuda", ordinal)
         self.processors = self._gpu.facts.multiprocessors
         self.per_block = self._gpu.facts.shared_bytes
-        # other GPUs of a family have less than its first: 8.6 and 8.7 have a block's and 1 KiB
-        whole = 1024 * _PER_PROCESSOR[self.machine.name]
-        self.per_processor = min(whole, self.per_block + _RESERVED)
+        self.per_processor = self._gpu.facts.processor_shared_bytes
         self._loaded: dict[Kernel, LoadedKernel] = {}
 
     @property
@@ -40,9 +39,13 @@ class CudaProcessor:
         """The handle of torch's current stream."""
         return int(torch.cuda.current_stream(self.device).cuda_stream)
 
-    def ready(self, kernel: Kernel) -> None:
-        """Compiles and loads a kernel."""
-        self._load(kernel)
+    def ready(self, kernels: Sequence[Kernel]) -> None:
+        """Compiles and loads kernels, as many at once as there are cores."""
+        new = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._loaded]
+        with ThreadPoolExecutor(max(1, min(len(new), os.cpu_count() or 1))) as pool:
+            list(pool.map(self._compiled, new))  # into the cache
+        for kernel in new:
+            self._load(kernel)
 
     def run(
         self,
@@ -57,10 +60,13 @@ class CudaProcessor:
     def _load(self, kernel: Kernel) -> LoadedKernel:
         found = self._loaded.get(kernel)
         if found is None:
-            code = self._gpu.load(jit.compile(kernel.source, self.machine.architecture))
+            code = self._gpu.load(self._compiled(kernel))
             found = code.kernel(kernel.name, shared_bytes=kernel.shared_bytes)
             self._loaded[kernel] = found
         return found
+
+    def _compiled(self, kernel: Kernel) -> bytes:
+        return jit.compile(kernel.source, self.machine.architecture)
 
 
 class SimulatedProcessor:
@@ -73,12 +79,13 @@ class SimulatedProcessor:
         """Plays one of `decode.machine.MACHINES`."""
         self.machine = MACHINES[machine]
         self.processors = processors
-        self.per_processor = 1024 * _PER_PROCESSOR[machine]
-        self.per_block = self.per_processor - _RESERVED
+        self.per_processor = 1024 * _PLAYED_KIB[machine]
+        self.per_block = self.per_processor - RESERVED
 
-    def ready(self, kernel: Kernel) -> None:
-        """Compiles a kernel."""
-        simulate.build(kernel.source)
+    def ready(self, kernels: Sequence[Kernel]) -> None:
+        """Compiles kernels."""
+        for kernel in kernels:
+            simulate.build(kernel.source)
 
     def run(
         self,

@@ -16,6 +16,7 @@ from typing import Any
 
 from unspool.errors import UnspoolError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, THREADS
+from unspool.matmul.cuda.jit import OPTIONS
 from unspool.matmul.cuda.launch import tokens_of
 from unspool.matmul.cuda.recipe import SUMS, Recipe
 from unspool.matmul.cuda.source import UNROLLED_WITH_SUMS, Kernel, multiply_kernel
@@ -62,7 +63,7 @@ def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:
     """
     tile = tokens_of(made, tokens)
     kernel = multiply_kernel(made, tokens=tile, output="bfloat16", slots=SLOTS)
-    cubin = tools.cubin(kernel.source, kernel.architecture)
+    cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
     text = tools.disassemble(cubin)
     found = kernels(text, cubin)[kernel.name]
     body = _stage(text, kernel, made)

@@ -9,11 +9,12 @@ import functools
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unspool.decode import nvrtc
-from unspool.decode.nvrtc import INSTALL, Nvrtc
+from unspool.decode.nvrtc import INSTALL, STANDARD, Nvrtc
 from unspool.errors import UnspoolError
 
 
@@ -29,9 +30,9 @@ class Toolchain:
         """The compiler's version, as 13.0; the counts of another may differ."""
         return self.compiler.version
 
-    def cubin(self, source: str, architecture: str) -> bytes:
+    def cubin(self, source: str, architecture: str, options: Sequence[str] = (STANDARD,)) -> bytes:
         """Machine code of a source for `sm_90a` and the like; UnspoolError with the log."""
-        return self.compiler.cubin(source, architecture)
+        return self.compiler.cubin(source, architecture, options)
 
     def disassemble(self, cubin: bytes) -> str:
         """The machine code as text."""

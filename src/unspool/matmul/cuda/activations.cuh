@@ -2,7 +2,7 @@
 //
 //   row of k --signs, Hadamard--> registers --largest of the row--> scale --round--> operand bytes
 //
-// One block of 16 warps per token. A warp has `segments` runs of 128 columns that follow each other,
+// One block of `rotate_warps` per token. A warp has `segments` runs of 128 columns that follow each other,
 // a lane four columns of each: bits 0-1 of a column are in the lane, 2-6 across lanes, the rest
 // across the warp's segments. So the transform never leaves the warp.
 #ifndef UNSPOOL_ACTIVATIONS
@@ -20,8 +20,6 @@ struct ActivationArguments {
     int rows, k, stages;
 };
 
-constexpr int rotate_warps = 16;
-constexpr int rotate_threads = 32 * rotate_warps;
 constexpr int operands_per_half = 16 * 8 / operand_bits;
 
 using Values = float[segments][4];
@@ -114,12 +112,12 @@ struct Scaling {
     float inverse, scale;  // operand = value * inverse; value = operand * scale
 };
 
-// FP8: the largest becomes 448. binary16: a power of two puts it into [2**14, 2**15). A row that is
+// FP8: the largest becomes the operand's, 448. binary16: a power of two puts it into [2**14, 2**15). A row that is
 // not finite gets NaN for a scale, and zeros: its results are NaN, and no other's.
 UNSPOOL_DEVICE Scaling scaling_of(word largest) {
     if (largest >= 0x7F800000) return {0.0f, as_float(0x7FC00000)};
     if (largest < 0x00800000) return {0.0f, 0.0f};  // zero, or too small for an FP32 inverse
-    if (operand_bits == 8) return {448.0f / as_float(largest), as_float(largest) / 448.0f};
+    if (operand_bits == 8) return {largest_operand / as_float(largest), as_float(largest) / largest_operand};
     int shift = 141 - int(largest >> 23);
     shift = shift > 126 ? 126 : shift;
     return {as_float(word(127 + shift) << 23), as_float(word(127 - shift) << 23)};
@@ -153,7 +151,7 @@ UNSPOOL_DEVICE void store_value(
         }
         const word bits = e4m3_of(value);
         store_operand(to, place, token, term, bits);
-        value = (value - value_of_e4m3(bits)) * 16.0f;  // exact: the next term is of the rest
+        value = (value - value_of_e4m3(bits)) * term_step;  // exact: the next term is of the rest
     }
 }
 

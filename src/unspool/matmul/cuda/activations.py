@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float32
 
 LARGEST = np.float32(448)
-_TERM = np.float32(16)
+"""The largest E4M3."""
+
+TERM_STEP = np.float32(16)
+"""Half a last place of E4M3 is 2**-4 of its number, at most 16 of 448: the next term fits again."""
 _SMALLEST = np.float32(2.0**-126)
 
 
@@ -38,7 +41,7 @@ class Quantized:
     @property
     def values(self) -> np.ndarray:
         """What they stand for, in float64 `[m, k]`."""
-        weights = 16.0 ** -np.arange(len(self.terms))
+        weights = float(TERM_STEP) ** -np.arange(len(self.terms))
         total = np.tensordot(weights, self.terms.astype(np.float64), axes=1)
         return np.asarray(total * self.scales[:, None])
 
@@ -59,7 +62,7 @@ def quantize(activations: Float32[np.ndarray, "m k"], made: Recipe) -> Quantized
     for _ in range(made.terms):
         term = values[nearest(values, scaled)]
         terms.append(term)
-        scaled = (scaled - term) * _TERM
+        scaled = (scaled - term) * TERM_STEP
     return Quantized(terms=np.stack(terms), scales=scales.astype(np.float32))
 
 

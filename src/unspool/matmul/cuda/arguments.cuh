@@ -2,11 +2,12 @@
 //
 // The generated part (source.py) comes before this file, in namespace unspool::made:
 //
-//   threads        128: a warpgroup; block_rows 256     token_blocks, terms   columns of the product
+//   threads        128: a warpgroup                     token_blocks, terms   columns of the product
 //   steps          of a stage                           slices                of a step
 //   step_words     stored words of a thread's step      ring_words, rings     of a thread's step
-//   code_bytes, unit_bytes, scale_blocks, level_steps   as recipe.py has them
+//   code_bytes, unit_bytes, level_steps                 as recipe.py has them
 //   kind           of product                           slots                 stages in flight
+//   term_step      what a term is worth of the one before it, inverted
 #ifndef UNSPOOL_ARGUMENTS
 #define UNSPOOL_ARGUMENTS
 

@@ -88,7 +88,7 @@ UNSPOOL_DEVICE void store_output(
 #pragma unroll
             for (int term = 1; term < terms; ++term) {
                 column_of(sums, term * token_blocks + block, e, part);
-                const float weight = term == 1 ? 1.0f / 16 : 1.0f / 256;
+                const float weight = term == 1 ? 1 / term_step : 1 / (term_step * term_step);
 #pragma unroll
                 for (int i = 0; i < 8; ++i) total[i] = multiply_add(part[i], weight, total[i]);
             }

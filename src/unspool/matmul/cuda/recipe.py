@@ -12,13 +12,14 @@ binary16, and decoding to FP8 stays one instruction per register.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from unspool.decode.lower import lower, slots
+from unspool.decode.lower import cost, lower, slots
 from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
-from unspool.matmul.cuda.geometry import Geometry, geometry
+from unspool.matmul.cuda.geometry import BLOCK_ROWS, Geometry, geometry
 from unspool.spec.format import Format
 from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, E5M2, FP16
 
@@ -88,24 +89,11 @@ class Recipe:
     @property
     def unit_bytes(self) -> int:
         """Stored bytes of a stage of a row block: codes, then binary16 scales `[block, row]`."""
-        return self.geometry.code_bytes + self.scale_blocks * 512
+        return self.geometry.code_bytes + self.scale_blocks * 2 * BLOCK_ROWS
 
     @property
     def _stage(self) -> int:
         return self.geometry.stage_columns
-
-
-def expanding(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
-    """The recipe for many tokens, where weights are decoded once for a library's GEMM.
-
-    That of the fused product, unless scales belong to the sums of blocks: then binary16, rounded
-    once. Raises DeclarationError where there is none.
-    """
-    made = recipe(fmt, machine, activations)
-    if made.scales != SUMS:
-        return made
-    wide = recipe(fmt, machine, "float16")
-    return replace(wide, scales=REGISTERS)
 
 
 def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
@@ -129,6 +117,7 @@ def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
     )
 
 
+@functools.lru_cache(maxsize=256)
 def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | None, str]:
     """The recipe with exactly these activations, or the reason why there is none."""
     wide = activations == "float16"
@@ -138,7 +127,7 @@ def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | N
         kind = "binary16" if wide else "8-bit floats"
         return None, f"its matrix units do not multiply the code's values as {kind}"
     found = [geometry(fmt.code, lower(fmt.code, slot, machine)) for slot in able]
-    best = min(found, key=lambda g: len(g.lowering.instructions) / g.lowering.weights)
+    best = min(found, key=lambda g: cost(g.lowering))
     scales, reason = _scales(fmt, best, wide)
     if reason:
         return None, reason

@@ -4,7 +4,7 @@
     tiles                     tokens of one expert each, gathered; unused ones are skipped
     output row of a choice    token * top + choice
 
-The same arithmetic runs on the GPU in torch (`model/cuda_experts`), without asking for a size.
+In numpy, for the kernels' simulation: nothing routes tokens on a GPU yet.
 """
 
 from __future__ import annotations

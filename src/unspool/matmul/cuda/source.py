@@ -7,6 +7,7 @@ Only integers and names of this file reach the text, beside the files of this pa
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from importlib import resources
 
 from unspool.decode.emit_cuda import emit, header
 from unspool.errors import DeclarationError
-from unspool.matmul.cuda.geometry import THREADS
+from unspool.matmul.cuda.activations import LARGEST, TERM_STEP
+from unspool.matmul.cuda.geometry import SLICE_BYTES, THREADS
 from unspool.matmul.cuda.recipe import REGISTERS, ROW, SUMS, Recipe
 
 _FOLDER = resources.files("unspool") / "matmul" / "cuda"
@@ -31,6 +33,9 @@ LOOP_THREADS: Mapping[str, int] = {
     "mma_sync": THREADS, "wgmma": THREADS + 32, "tcgen05": THREADS + 64
 }  # fmt: skip
 
+Constant = int | float | str
+"""Of a kernel: an integer, a float32, a kind of product."""
+
 SCALE_MODES = (ROW, SUMS, REGISTERS)
 
 OUTPUTS: Mapping[str, tuple[int, int]] = {
@@ -46,10 +51,13 @@ PROMOTED_STAGES = 4
 UNROLLED_WITH_SUMS = 2
 """Steps unrolled where sums of blocks are held beside those of rows: more would spill."""
 
-ROTATE_THREADS = 512
 ROTATE_WARPS = 16
+ROTATE_THREADS = 32 * ROTATE_WARPS
 LANE_COLUMNS = 128
 """Columns of a warp's run: four a lane."""
+
+MOST_SEGMENTS = 24
+"""Runs of a warp, four registers a thread each: a block of 512 threads leaves it 128."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,7 @@ class Kernel:
     shared_bytes: int
 
 
+@functools.lru_cache(maxsize=256)
 def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Kernel:
     """The fused product for tiles of `tokens` (a multiple of 8), `slots` stages in flight."""
     constants = _constants(made, tokens) | {
@@ -91,6 +100,7 @@ def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Ke
     )
 
 
+@functools.lru_cache(maxsize=256)
 def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Kernel:
     """Activations of `columns` (k) of that type to operand B for tiles of `tokens`."""
     size = made.format.rotation.input_size
@@ -103,10 +113,12 @@ def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Ke
         "input_bits": OUTPUTS[dtype][0],
         "input_bfloat": OUTPUTS[dtype][1],
         "rotation": size,
+        "rotation_factor": 1 / math.sqrt(size or 1),
+        "rotate_warps": ROTATE_WARPS,
+        "largest_operand": float(LARGEST),
     }
-    factor = f"constexpr float rotation_factor = {_float(1 / math.sqrt(size or 1))};\n"
     text = "".join((
-        *_hardware(ROTATE_THREADS), _made(constants, factor), "namespace unspool::code_0 {}\n",
+        *_hardware(ROTATE_THREADS), _made(constants), "namespace unspool::code_0 {}\n",
         _file("arguments.cuh"), _file("activations.cuh"), _entry("prepare", "ActivationArguments"),
     ))  # fmt: skip
     return Kernel(
@@ -118,6 +130,7 @@ def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Ke
     )
 
 
+@functools.lru_cache(maxsize=64)
 def expand_kernel(made: Recipe) -> Kernel:
     """All weights decoded to a row-major matrix of operands, columns in the order of a step.
 
@@ -147,11 +160,11 @@ def segments_of(columns: int, rotation: int) -> int:
     each = -(-columns // (LANE_COLUMNS * ROTATE_WARPS))
     unit = max(1, rotation // LANE_COLUMNS)
     segments = -(-each // unit) * unit
-    if segments > 24:
+    if segments > MOST_SEGMENTS:
         raise DeclarationError(
             "too many columns for the kernel that rotates activations",
             found=columns,
-            allowed=f"at most {24 * LANE_COLUMNS * ROTATE_WARPS}, transforms of at most 2048",
+            allowed=f"at most {MOST_SEGMENTS * LANE_COLUMNS * ROTATE_WARPS}",
         )
     return segments
 
@@ -171,10 +184,10 @@ def stage_bytes(made: Recipe, tokens: int) -> int:
 
 def activation_bytes(made: Recipe, tokens: int) -> int:
     """Bytes of a tile's activations for one stage."""
-    return made.geometry.steps * made.geometry.slices * 32 * tokens * made.terms
+    return made.geometry.steps * made.geometry.slices * SLICE_BYTES * tokens * made.terms
 
 
-def _constants(made: Recipe, tokens: int) -> dict[str, int | str]:
+def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
     geometry, block = made.geometry, made.format.scale.block
     if tokens % 8:
         raise DeclarationError("tokens come in eights", found=tokens)
@@ -183,6 +196,7 @@ def _constants(made: Recipe, tokens: int) -> dict[str, int | str]:
         "threads": THREADS,
         "token_blocks": tokens // 8,
         "terms": made.terms,
+        "term_step": float(TERM_STEP),
         "steps": geometry.steps,
         "slices": geometry.slices,
         "rings": geometry.rings,
@@ -200,7 +214,7 @@ def _constants(made: Recipe, tokens: int) -> dict[str, int | str]:
     }
 
 
-def _decoder(made: Recipe, constants: Mapping[str, int | str]) -> tuple[str, ...]:
+def _decoder(made: Recipe, constants: Mapping[str, Constant]) -> tuple[str, ...]:
     """Constants, the emitted decoder, and from stored words to operand A."""
     lowering = made.geometry.lowering
     return (
@@ -212,12 +226,13 @@ def _decoder(made: Recipe, constants: Mapping[str, int | str]) -> tuple[str, ...
     )
 
 
-def _made(constants: Mapping[str, int | str], more: str = "") -> str:
+def _made(constants: Mapping[str, Constant]) -> str:
     lines = []
     for name, value in constants.items():
-        kind = "Kind" if isinstance(value, str) else "int"
-        lines.append(f"constexpr {kind} {name} = {value};\n")
-    return f"namespace unspool::made {{\n{''.join(lines)}{more}}}  // namespace\n\n"
+        kind = {int: "int", float: "float", str: "Kind"}[type(value)]
+        shown = _float(value) if isinstance(value, float) else value
+        lines.append(f"constexpr {kind} {name} = {shown};\n")
+    return f"namespace unspool::made {{\n{''.join(lines)}}}  // namespace\n\n"
 
 
 def _wgmma(made: Recipe, columns: int) -> str:

@@ -1,0 +1,49 @@
+// What the searches share that take many rings at a time: rings side by side, workers, free ends.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "pool.hpp"
+
+namespace unspool {
+
+// targets [rings, row] of the group from `first` on -> out [row, kRings]. Rings beyond the last are
+// zeros; their walks are thrown away.
+template <std::size_t kRings>
+void transpose_targets(const float* targets, std::size_t rings, std::size_t row, std::size_t first,
+                       float* out) {
+  const std::size_t here = std::min(kRings, rings - first);
+  for (std::size_t i = 0; i < row; ++i) {
+    for (std::size_t ring = 0; ring < here; ++ring)
+      out[i * kRings + ring] = targets[(first + ring) * row + i];
+    for (std::size_t ring = here; ring < kRings; ++ring) out[i * kRings + ring] = 0;
+  }
+}
+
+// The cheapest of walks [count, kRings] for every ring, the first of equals.
+template <std::size_t kRings, class Cost>
+void cheapest_nodes(std::size_t count, const Cost* walks, std::size_t* nodes) {
+  for (std::size_t ring = 0; ring < kRings; ++ring) {
+    nodes[ring] = 0;
+    for (std::size_t node = 1; node < count; ++node)
+      if (walks[node * kRings + ring] < walks[nodes[ring] * kRings + ring]) nodes[ring] = node;
+  }
+}
+
+// encode(first ring, scratch) for every group of rings, shared among threads; what they used.
+template <std::size_t kRings, class Allocate, class Encode>
+auto by_groups(std::size_t rings, std::size_t threads, const Allocate& allocate,
+               const Encode& encode) {
+  const std::size_t groups = (rings + kRings - 1) / kRings;
+  std::vector<decltype(allocate())> scratch;
+  for (std::size_t i = 0; i < std::max<std::size_t>(1, std::min(threads, groups)); ++i)
+    scratch.push_back(allocate());
+  share(groups, scratch.size(), [&](std::size_t worker, std::size_t group) {
+    encode(group * kRings, scratch[worker]);
+  });
+  return scratch;
+}
+
+}  // namespace unspool
