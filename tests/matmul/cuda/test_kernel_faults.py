@@ -63,8 +63,6 @@ PIPELINE = (
 WGMMA = (
     skip("barrier_init_fence();\n}\n\n// The whole work"),
     skip("barrier_wait(pipeline.full + turn.slot, turn.round);\n            use"),
-    ("wgmma_wait<1>();", "if (FAULT) wgmma_wait<2>(); else wgmma_wait<1>();"),
-    ("if (step == 1 && previous)", "if (step == 1 - FAULT && previous)"),
     skip("sync_named(1, consumers);"),
     skip("wgmma_fence();\n#pragma"),
     skip("wgmma_commit();\n}\n\nUNSPOOL_DEVICE void add("),
@@ -72,11 +70,26 @@ WGMMA = (
     ("column_blocks, 128);\n}", "column_blocks, 128 + 16 * FAULT);\n}"),
     ("descriptor(stage, 128", "descriptor(stage, (128 - 16 * FAULT)"),
     ("2 * columns * slices * step", "2 * columns * slices * (step ^ FAULT)"),
-    ("mine.weights[step % 2]", "mine.weights[FAULT ? 0 : step % 2]"),
     skip("sync_block();\n    if (thread < consumers)"),
 )
 
-WGMMA_ONE_TERM = (skip("wgmma_wait<0>();\n        finish"),)
+WGMMA_TWO_SETS = (
+    skip("wgmma_wait<0>();\n        finish"),
+    (
+        "wgmma_wait<operand_sets - 1>();",
+        "if (FAULT) wgmma_wait<operand_sets>(); else wgmma_wait<operand_sets - 1>();",
+    ),
+    ("if (step == operand_sets - 1 && previous)", "if (step == 1 - FAULT && previous)"),
+    ("mine.weights[step % operand_sets]", "mine.weights[FAULT ? 0 : step % operand_sets]"),
+)
+
+WGMMA_ONE_SET = (
+    (
+        "wgmma_wait<operand_sets - 1>();",
+        "if (FAULT) wgmma_wait<operand_sets>(); else wgmma_wait<operand_sets - 1>();",
+    ),
+    skip("wgmma_wait<0>();\n        add("),
+)
 
 TCGEN05 = (
     skip("tmem_store_wait();\n    tmem"),
@@ -104,7 +117,8 @@ TCGEN05 = (
 FAULTS: dict[tuple[str, str], tuple[Fault, ...]] = {
     ("sm89", "fp8x2"): FINISH + MMA_SYNC,
     ("sm90", "fp8x2"): FINISH + PIPELINE + WGMMA,
-    ("sm90", "fp8"): WGMMA_ONE_TERM,
+    ("sm90", "fp8"): WGMMA_TWO_SETS,
+    ("sm90", "fp8x3"): WGMMA_ONE_SET,
     ("sm100", "fp8x2"): FINISH + PIPELINE + TCGEN05,
 }
 """By machine and activations."""

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 from unspool.errors import UnspoolError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS
-from unspool.matmul.cuda.recipe import Recipe
+from unspool.matmul.cuda.recipe import SUMS, Recipe
 from unspool.matmul.cuda.source import activation_bytes, shared_bytes
 
 MOST_PRODUCT = 1 << 31
 """Units times blocks must be less: kernels divide in 32 bits."""
 
-TILE_COLUMNS = {"mma_sync": 64, "wgmma": 64, "tcgen05": 128}
-"""The most columns of a tile. A thread of mma.sync and wgmma holds half as many sums of four rows
-each in registers; those of tcgen05 are in tensor memory."""
+TILE_COLUMNS = 64
+"""The most columns of a tile: two sums each in registers of a thread (tcgen05: at the end)."""
 
 RESERVED = 1024
 """Bytes of shared memory that CUDA takes of every block."""
@@ -28,7 +27,7 @@ USUAL_TOKENS = 16
 """What a GPU's number of blocks is made for: it must not depend on m."""
 
 PROMOTED_COLUMNS = 32
-"""The same where wgmma's sums are held twice: as they are, and added up in FP32."""
+"""The same where sums are held twice: as they are, and added up in FP32."""
 
 
 class Arguments(ctypes.Structure):
@@ -108,14 +107,14 @@ class Plan:
 
 def tokens_of(made: Recipe, m: int) -> int:
     """Tokens of a tile: as few as hold m, in eights (sixteens of columns for tcgen05)."""
-    held_twice = made.scales == "sums" or (made.loop == "wgmma" and made.terms > 1)
-    most = PROMOTED_COLUMNS if held_twice and made.loop != "tcgen05" else TILE_COLUMNS[made.loop]
+    held_twice = made.scales == SUMS or (made.loop == "wgmma" and made.terms > 1)
+    most = PROMOTED_COLUMNS if held_twice else TILE_COLUMNS
     least = 16 if made.loop == "tcgen05" and made.terms % 2 else 8
     wanted = max(least, 8 * -(-m // 8))
-    for tokens in (8, 16, 32, 64, 128):
-        if tokens >= least and (tokens >= wanted or 2 * tokens * made.terms > most):
-            return tokens
-    return 128
+    tokens = least
+    while tokens < wanted and 2 * tokens * made.terms <= most:
+        tokens *= 2
+    return tokens
 
 
 SLOTS = range(6, 1, -1)

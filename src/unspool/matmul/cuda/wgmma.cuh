@@ -3,14 +3,25 @@
 //   memory --bulk copy--> stage (codes, scales | activations) --LDS--> words --decode--> operand A
 //                                                  \----- descriptor, operand B ---- wgmma, FP32
 //
-// While the matrix unit multiplies one step, the warpgroup decodes the next into other registers.
+// While the matrix unit multiplies one step, the warpgroup decodes the next into other registers
+// where it has them.
 #ifndef UNSPOOL_MAIN_LOOP
 #define UNSPOOL_MAIN_LOOP
 
 namespace unspool {
 
 constexpr int consumers = threads;  // one warpgroup; one more warp brings the stages
-static_assert(steps % 2 == 0, "two sets of registers take turns");
+
+// FP8 sums of wgmma keep some 14 bits (DeepGEMM's issues 37 and 50): from time to time, and at the
+// end of every block of scales, what they hold is added in FP32.
+constexpr bool in_parts = scale_mode == in_sums || promote_stages > 0;
+
+// Sets of registers for operand A that take turns. Where two and the sums need too many registers
+// they would spill (2 to 35 times): then the warpgroup waits, and another block decodes.
+constexpr int sum_registers = 2 * columns * (in_parts ? 2 : 1), set_registers = 16 * slices;
+constexpr int free_registers = kind == Kind::f16 ? 112 : 128;  // beside all else; F2FP needs more
+constexpr int operand_sets = sum_registers + 2 * set_registers <= free_registers ? 2 : 1;
+static_assert(steps % operand_sets == 0, "every stage begins with the first set");
 
 // Half to half of a slice, column block to column block. Slices follow in steps of 16 bytes.
 UNSPOOL_DEVICE unsigned long long tokens_at(const char* stage) {
@@ -38,14 +49,9 @@ UNSPOOL_DEVICE void add(Sums& sums, const Sums& part) {
 // What a consumer keeps from step to step.
 struct Consumer {
     Tables tables;
-    Weights weights[2];
-    Sums sums;
-    // FP8 sums of wgmma keep some 14 bits (DeepGEMM's issues 37 and 50): from time to time, and at
-    // the end of every block of scales, what they hold is added in FP32. Else this goes unused.
-    Sums part;
+    Weights weights[operand_sets];
+    Sums sums, part;  // part: where sums are `in_parts`
 };
-
-constexpr bool in_parts = scale_mode == in_sums || promote_stages > 0;
 
 UNSPOOL_DEVICE void use_stage(
     const char* stage, const Arguments& a, int expert, int row_block, int stage_number, bool last,
@@ -59,9 +65,9 @@ UNSPOOL_DEVICE void use_stage(
                         (stage_number * steps + step) / level_steps, place.ring);
         word words[step_words];
         load_words(stage + 4 * threads * step_words * step, place.thread, words);
-        wgmma_wait<1>();  // the step before the last is done: its registers are free
-        if (step == 1 && previous) barrier_arrive(previous);
-        Weights& weights = mine.weights[step % 2];
+        wgmma_wait<operand_sets - 1>();  // the step that had this set is done
+        if (step == operand_sets - 1 && previous) barrier_arrive(previous);
+        Weights& weights = mine.weights[step % operand_sets];
         decode_step(words, mine.tables, weights);
         if (scale_mode == in_registers) scale_step(scales, step, place, weights);
         multiply_step(weights, tokens_of + 2 * columns * slices * step,
