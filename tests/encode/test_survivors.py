@@ -7,6 +7,7 @@ import pytest
 
 from unspool import native
 from unspool.decode.interpret import state_values
+from unspool.encode.binned import LOSS
 from unspool.encode.feedback import factor, row_metric
 from unspool.encode.survivors import RowMetric, Search, search, survivors, survivors_twin
 from unspool.encode.viterbi import viterbi
@@ -90,8 +91,8 @@ def test_without_correlation_it_is_as_good_as_the_plain_search(name: str) -> Non
     plain = viterbi(state_values(code), planes, x.reshape(64, code.steps, code.lanes))
     found = survivors(searched(code, plain_metric(code)), x)
     errors = [np.square(x - matrix_of(code, states)).sum() for states in (plain, found)]
-    # The sums round differently, so that ties break differently; the walks are as good.
-    assert errors[1] == pytest.approx(errors[0], rel=1e-5)
+    # The plain search may have its targets in bins; the walks are as good.
+    assert errors[1] == pytest.approx(errors[0], rel=2 * LOSS)
 
 
 @NEEDS_LIBRARY

@@ -55,5 +55,7 @@ def test_no_kernel_spills_and_none_is_emulated(tools, name, machine):
             made = recipe(FORMATS[name], MACHINES[machine], activations)
         except DeclarationError:
             continue
-        found = count_loop(made, 16, tools)
-        assert (found.spills, found.traps) == (0, ()), f"{activations}: {found.registers} registers"
+        for tokens in (16, 64):
+            found = count_loop(made, tokens, tools)
+            told = f"{activations}, {tokens} tokens: {found.registers} registers"
+            assert (found.spills, found.traps) == (0, ()), told

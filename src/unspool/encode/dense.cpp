@@ -7,7 +7,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <new>
 #include <vector>
 
@@ -42,18 +41,6 @@ struct Job {
 struct Best {
   int cost;
   size_t edge;
-};
-
-// Memory whose vectors never cross a cache line: half of them did, at a third of the speed.
-template <class Number>
-struct Aligned {
-  struct Free {
-    void operator()(Number* at) const { operator delete[](at, std::align_val_t(64)); }
-  };
-  std::unique_ptr<Number[], Free> owned;
-  explicit Aligned(size_t count)
-      : owned(static_cast<Number*>(operator new[](count * sizeof(Number), std::align_val_t(64)))) {}
-  Number* get() const { return owned.get(); }
 };
 
 // What one worker needs; allocated once.

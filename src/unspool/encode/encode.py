@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unspool import native
 from unspool.decode.interpret import state_values
 from unspool.encode import levels, scales
 from unspool.encode.nearest import nearest, nearest_units
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float32
 
 STRIP = 1 << 21
-"""Weights encoded at a time: the arrays beside them take some 50 bytes per weight."""
+"""Weights encoded at a time with calibration: the arrays beside them take 50 bytes per weight."""
+
+PART = 1 << 18
+"""Weights that a thread encodes at a time without: its arrays stay near the cache."""
 
 SMALLEST, LARGEST = 1e-15, 1e15
 """Largest weights that formats without a tensor scale take: their squares stay inside float32."""
@@ -52,8 +57,8 @@ def encode(
     """The coded matrix of a weight `[n, k]`, nearest in squared error after the rotation.
 
     `where` names the layer in errors. Raises WeightError for a weight that is not a finite matrix.
-    Rows of zeros decode to zeros (where rows are not rotated into each other). Works through
-    the rows in strips: some 100 MB beside the weight and the result, whatever its size.
+    Rows of zeros decode to zeros (where rows are not rotated into each other). Threads take strips
+    of rows: some 15 MB each beside the weight and the result, whatever its size.
     """
     weight = checked_weight(weight, where)
     unit = unit_of(weight, fmt, where)
@@ -63,8 +68,17 @@ def encode(
             float(wanted_scale(strip, fmt).max()) for strip in strips_of(weight, fmt, unit)
         )
         tensor = scales.tensor_scale(largest, fmt.scale.operand)
-    strips = strips_of(weight, fmt, unit, threads)
-    parts = [_encode_strip(strip, fmt, tensor, passes, threads) for strip in strips]
+
+    strips = _strips(weight, fmt, PART)
+    workers = min(native.threads(threads), len(strips))
+    each = threads if workers == 1 else 1
+
+    def part(rows: range) -> _Part:
+        strip = _strip(weight, fmt, unit, rows, each)
+        return _encode_strip(strip, fmt, tensor, passes, each)
+
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(part, strips))
     return CodedMatrix(
         format=fmt,
         shape=(weight.shape[0], weight.shape[1]),
@@ -106,14 +120,24 @@ def strips_of(
     weight: np.ndarray, fmt: Format, unit: np.float32, threads: int | None = None
 ) -> Iterator[np.ndarray]:
     """The weight over `unit`, padded and rotated, some rows at a time."""
+    return (_strip(weight, fmt, unit, rows, threads) for rows in _strips(weight, fmt, STRIP))
+
+
+def _strips(weight: np.ndarray, fmt: Format, size: int) -> list[range]:
+    """Rows, padded ones too, in strips of about so many weights."""
     rows, columns = fmt.padded(weight.shape[0], weight.shape[1])
-    height = max(1, STRIP // columns // fmt.row_unit) * fmt.row_unit
+    height = max(1, size // columns // fmt.row_unit) * fmt.row_unit
     if any(parameter.scope == "tensor" for parameter in fmt.code.program.parameters):
         height = rows
-    for first in range(0, rows, height):
-        part = weight[first : first + height] / unit
-        padded = pad(part, min(height, rows - first), columns)
-        yield rotate(padded, fmt.rotation, first_row=first, threads=threads)
+    return [range(first, min(first + height, rows)) for first in range(0, rows, height)]
+
+
+def _strip(
+    weight: np.ndarray, fmt: Format, unit: np.float32, rows: range, threads: int | None
+) -> np.ndarray:
+    part = weight[rows.start : rows.stop] / unit
+    padded = pad(part, len(rows), fmt.padded(*weight.shape)[1])
+    return rotate(padded, fmt.rotation, first_row=rows.start, threads=threads)
 
 
 def unit_of(weight: np.ndarray, fmt: Format, where: str) -> np.float32:

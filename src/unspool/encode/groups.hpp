@@ -3,11 +3,25 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "pool.hpp"
 
 namespace unspool {
+
+// Memory whose vectors never cross a cache line: half of them did, at a third of the speed.
+template <class Number>
+struct Aligned {
+  struct Free {
+    void operator()(Number* at) const { operator delete[](at, std::align_val_t(64)); }
+  };
+  std::unique_ptr<Number[], Free> owned;
+  explicit Aligned(std::size_t count)
+      : owned(static_cast<Number*>(operator new[](count * sizeof(Number), std::align_val_t(64)))) {}
+  Number* get() const { return owned.get(); }
+};
 
 // targets [rings, row] of the group from `first` on -> out [row, kRings]. Rings beyond the last are
 // zeros; their walks are thrown away.

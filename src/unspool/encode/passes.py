@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 States = NDArray[np.uint32]
 
-Pass = Callable[[Floats, States | None], tuple[States, States]]
-"""Targets [rings, steps, lanes] from the cut on, and the node [rings] there, None where it is free:
+Targets = NDArray[Any]
+"""[rings, steps, ...]: floats of every lane, or their bins."""
+
+Pass = Callable[[Targets, States | None], tuple[States, States]]
+"""Targets from the cut on, and the node [rings] there, None where it is free:
 (states [rings, steps], nodes [rings, steps + 1]) of the best walk."""
 
 
-def go_round(targets: Floats, passes: int, one_pass: Pass, places: int = 1) -> States:
+def go_round(targets: Targets, passes: int, one_pass: Pass, places: int = 1) -> States:
     """The states [rings, steps * places] of the last of some passes.
 
     `places`: states that a pass gives per step of the targets; the ring is cut between steps.

@@ -15,9 +15,9 @@ Finding the best start exactly costs one search per node, so the search goes rou
 An edge costs sum(v * v) - 2 * sum(v * x) over its lanes: the squared error less sum(x * x), which
 is the same for all. Both sums run in float32 in lane order, rounding after every operation, and
 walk costs are not renormalised; so the C++ kernel and the numpy twin below return the same states,
-bit for bit. Codes whose nodes all follow each other are searched in bytes instead (`dense`). Of
-equal candidates into a node the one from the lowest node wins, of those the lowest
-state; of equal free ends, the lowest node.
+bit for bit. Codes whose nodes all follow each other are searched in bytes instead (`dense`), and
+small trellises of single weights in 16 bits (`binned`). Of equal candidates into a node the one
+from the lowest node wins, of those the lowest state; of equal free ends, the lowest node.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unspool import native
-from unspool.encode import dense
+from unspool.encode import binned, dense
 from unspool.encode.passes import Floats, States, go_round
 from unspool.errors import UnspoolError, WeightError
 
@@ -60,16 +61,31 @@ def viterbi(
     count = native.threads(threads)
     if native.library() is None:
         native.warn_twin("the trellis search")
-    wide = dense.dense(np.asarray(values, np.float32), trellis.source, trellis.state)
-    if wide is None:
+    found = _in_integers(np.asarray(values, np.float32), trellis, targets, passes, count)
+    if found is None:
         return _in_float(trellis, targets, passes, count)
-    if native.library() is None:
-        states, lost = dense.search_twin(wide, targets, passes)
-    else:
-        states, lost = dense.search(wide, targets, passes, count)
+    states, lost = found
     if lost.any():
         states[lost] = _in_float(trellis, targets[lost], passes, count)
     return states
+
+
+def _in_integers(
+    values: Floats, trellis: Trellis, targets: Floats, passes: int, threads: int
+) -> tuple[States, NDArray[np.bool_]] | None:
+    """States, and the rings that need the search in float32; None where all of them do."""
+    twin = native.library() is None
+    small = binned.binned(values, trellis.source, trellis.state)
+    if small is not None:
+        if twin:
+            return binned.search_twin(small, targets, passes)
+        return binned.search(small, targets, passes, threads)
+    wide = dense.dense(values, trellis.source, trellis.state)
+    if wide is not None:
+        if twin:
+            return dense.search_twin(wide, targets, passes)
+        return dense.search(wide, targets, passes, threads)
+    return None
 
 
 def _in_float(trellis: Trellis, targets: Floats, passes: int, threads: int) -> States:

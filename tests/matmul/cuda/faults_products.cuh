@@ -67,7 +67,7 @@ UNSPOOL_KERNEL(by_group, Given, a) {
     }
     if (a.mode != 2) wgmma_fence();
     const int stride = a.mode == 3 ? 144 : 128, leading = a.mode == 4 ? 128 : 256;
-    wgmma<Kind::f16, 16>(d, r, descriptor(shared, leading, stride));
+    wgmma<Kind::f16, 16>(d, r, descriptor(shared, leading, stride), true);
     if (a.mode != 5) wgmma_commit();
     if (a.mode == 6) r[0] = 0;
     if (a.mode == 7) store_shared<word>(shared + 4 * thread_index(), 0);

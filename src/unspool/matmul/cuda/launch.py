@@ -26,8 +26,10 @@ tensor memory (half of it each) leave room for; more would only make more partia
 USUAL_TOKENS = 16
 """What a GPU's number of blocks is made for: it must not depend on m."""
 
-PROMOTED_COLUMNS = 32
-"""The same where sums are held twice: as they are, and added up in FP32."""
+NARROW_COLUMNS = 32
+"""The same where registers are short: where sums are held twice, as they are and added up in FP32;
+for binary16, whose operands take twice as many; for tables of a row's or tile's own. 2 to 15 spills
+at 64."""
 
 
 class Arguments(ctypes.Structure):
@@ -108,7 +110,8 @@ class Plan:
 def tokens_of(made: Recipe, m: int) -> int:
     """Tokens of a tile: as few as hold m, in eights (sixteens of columns for tcgen05)."""
     held_twice = made.scales == SUMS or (made.loop == "wgmma" and made.terms > 1)
-    most = PROMOTED_COLUMNS if held_twice else TILE_COLUMNS
+    short = held_twice or made.kind == "f16" or made.geometry.lowering.levels
+    most = NARROW_COLUMNS if short else TILE_COLUMNS
     least = 16 if made.loop == "tcgen05" and made.terms % 2 else 8
     wanted = max(least, 8 * -(-m // 8))
     tokens = least

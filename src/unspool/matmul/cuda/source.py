@@ -76,12 +76,13 @@ class Kernel:
 @functools.lru_cache(maxsize=256)
 def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Kernel:
     """The fused product for tiles of `tokens` (a multiple of 8), `slots` stages in flight."""
+    narrow = made.loop == "wgmma" and made.terms > 1 and made.scales != SUMS
     constants = _constants(made, tokens) | {
         "slots": slots,
         "kind": f"Kind::{made.kind}",
         "output_bits": OUTPUTS[output][0],
         "output_bfloat": OUTPUTS[output][1],
-        "promote_stages": PROMOTED_STAGES if made.loop == "wgmma" and made.terms > 1 else 0,
+        "promote_stages": PROMOTED_STAGES if narrow else 0,
     }
     text = "".join((
         *_hardware(LOOP_THREADS[made.loop]),
@@ -239,20 +240,21 @@ def _wgmma(made: Recipe, columns: int) -> str:
     """The product of a warpgroup, spelled for its columns: a register list has no loop in PTX."""
     wide = made.kind == "f16"
     sums = [f"%{i}" for i in range(columns // 2)]
-    operands = [f"%{columns // 2 + i}" for i in range(5)]
+    operands = [f"%{columns // 2 + i}" for i in range(6)]
     types = "f16.f16" if wide else f"{made.kind}.e4m3"
     spelled = f"wgmma.mma_async.sync.aligned.m64n{columns}k{16 if wide else 32}.f32.{types}"
     outputs = ", ".join(f'"+f"(d[{i}])' for i in range(columns // 2))
     inputs = ", ".join(f'"r"(a[{i}])' for i in range(4))
-    tail = "1, 1, 1, 0" if wide else "1, 1, 1"
+    tail = "adds, 1, 1, 0" if wide else "adds, 1, 1"
     return f"""#ifdef __CUDACC__
 namespace unspool {{
 template <Kind, int>
 UNSPOOL_DEVICE void wgmma(
-    float (&d)[{columns // 2}], const word (&a)[4], unsigned long long b) {{
-    asm volatile("{spelled} {{{", ".join(sums)}}}, "
-                 "{{{", ".join(operands[:4])}}}, {operands[4]}, {tail};"
-                 : {outputs} : {inputs}, "l"(b));
+    float (&d)[{columns // 2}], const word (&a)[4], unsigned long long b, bool adds) {{
+    asm volatile("{{ .reg .pred adds; setp.ne.b32 adds, {operands[5]}, 0; "
+                 "{spelled} {{{", ".join(sums)}}}, "
+                 "{{{", ".join(operands[:4])}}}, {operands[4]}, {tail}; }}"
+                 : {outputs} : {inputs}, "l"(b), "r"(int(adds)));
 }}
 }}  // namespace
 #endif

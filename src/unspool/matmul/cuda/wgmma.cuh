@@ -29,13 +29,14 @@ UNSPOOL_DEVICE unsigned long long tokens_at(const char* stage) {
 }
 
 UNSPOOL_DEVICE void multiply_step(
-    const Weights& weights, unsigned long long tokens_of, Sums& sums) {
+    const Weights& weights, unsigned long long tokens_of, bool adds, Sums& sums) {
     wgmma_fence();
 #pragma unroll
     for (int q = 0; q < slices; ++q)
 #pragma unroll
         for (int j = 0; j < products; ++j)
-            wgmma<kind, columns>(sums[j], weights[q][j], tokens_of + 2 * columns * q);
+            wgmma<kind, columns>(sums[j], weights[q][j], tokens_of + 2 * columns * q,
+                                 adds || q > 0);
     wgmma_commit();
 }
 
@@ -70,12 +71,12 @@ UNSPOOL_DEVICE void use_stage(
         Weights& weights = mine.weights[step % operand_sets];
         decode_step(words, mine.tables, weights);
         if (scale_mode == in_registers) scale_step(scales, step, place, weights);
-        multiply_step(weights, tokens_of + 2 * columns * slices * step,
+        const bool begins = scale_mode == in_sums && step % scale_steps == 0;  // a block's sums
+        multiply_step(weights, tokens_of + 2 * columns * slices * step, !begins,
                       in_parts ? mine.part : mine.sums);
         if (scale_mode == in_sums && (step + 1) % scale_steps == 0) {
             wgmma_wait<0>();
             add_scaled(mine.sums, mine.part, scales, step / scale_steps, place.ring);
-            clear(mine.part);
         }
     }
     if (promote_stages > 0 && (last || (stage_number + 1) % promote_stages == 0)) {

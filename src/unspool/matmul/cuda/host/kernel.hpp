@@ -36,7 +36,7 @@ void check_global_read(const void* at, int bytes, int alignment, bool fresh);
 void check_global_write(const void* at, int bytes, int alignment);
 void wait_for_copies(int pending);
 void warp_mma(Kind kind, float* d, const word* a, word b0, word b1);
-void group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b);
+void group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b, bool adds);
 void wait_for_groups(int pending);
 void tensor_mma(
     Kind kind, word what, word d, word a, unsigned long long b, int n, bool accumulate);
@@ -114,8 +114,8 @@ void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
 void wgmma_fence();
 void wgmma_commit();
 template <Kind kind, int n>
-void wgmma(float (&d)[n / 2], const word (&a)[4], unsigned long long b) {
-    host::group_mma(kind, n, d, a, b);
+void wgmma(float (&d)[n / 2], const word (&a)[4], unsigned long long b, bool adds) {
+    host::group_mma(kind, n, d, a, b, adds);
 }
 template <int pending>
 void wgmma_wait() {

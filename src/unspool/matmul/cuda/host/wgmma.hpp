@@ -12,6 +12,7 @@ struct GroupProduct {
     float* d;
     const word* a;
     unsigned long long b;
+    bool adds;  // to what stands in d
 };
 
 struct GroupQueue {
@@ -73,7 +74,8 @@ inline void group_product(const Meeting& meeting, std::size_t which) {
     }
     const GroupProduct& first = *all[0];
     for (const GroupProduct* it : all)
-        if (it->b != first.b || it->n != first.n || it->kind != first.kind)
+        if (it->b != first.b || it->n != first.n || it->kind != first.kind ||
+            it->adds != first.adds)
             engine()->fail("threads of a warpgroup issued unlike products");
     const int leader = meeting.arrived[0].first;
     const Clock& seen = engine()->fibers[leader].clock;
@@ -91,7 +93,7 @@ inline void group_product(const Meeting& meeting, std::size_t which) {
         for (int i = 0; i < first.n / 2; ++i) {
             const Spot spot = group_d_spot(thread, i);
             const word* row = a[spot.row];
-            sums[i] = slice_product(first.kind, sums[i], [&](int w) { return row[w]; },
+            sums[i] = slice_product(first.kind, first.adds ? sums[i] : 0.0f, [&](int w) { return row[w]; },
                                     [&](int w) { return b[spot.column * slice_words + w]; });
         }
         mine.give_back(all[thread]->d);
@@ -104,11 +106,11 @@ namespace unspool {
 
 void wgmma_fence() { host::group_queues()[thread_index()].fenced = true; }
 
-void host::group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b) {
+void host::group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b, bool adds) {
     host::GroupQueue& mine = host::group_queues()[thread_index()];
     if (!mine.fenced) host::engine()->fail("wgmma without wgmma_fence since the last commit");
     mine.hold(d, n / 2);
-    mine.open.push_back({kind, n, d, a, b});
+    mine.open.push_back({kind, n, d, a, b, adds});
 }
 
 void wgmma_commit() {
