@@ -20,6 +20,7 @@ from unspool.cli import (
     count,
     demo,
     eval,
+    explore,
     formats,
     generate,
     inspect,
@@ -39,6 +40,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "generate": generate.generate,
     "demo": demo.demo,
     "train": train.train,
+    "explore": explore.explore,
     "search": search.search,
     "count": count.count,
 }

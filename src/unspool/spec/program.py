@@ -41,6 +41,9 @@ STATE = "state"
 
 Argument = str | int
 
+MOST_INSTRUCTIONS = 64
+MOST_TABLE_BYTES = 1 << 16
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -117,6 +120,13 @@ class Program:
     parameters: tuple[Parameter, ...] = ()
 
     def __post_init__(self) -> None:
+        size = 4 * sum(len(table.entries) for table in self.tables)
+        for found, most, what in (
+            (len(self.instructions), MOST_INSTRUCTIONS, "instructions"),
+            (size, MOST_TABLE_BYTES, "bytes of tables"),
+        ):
+            if found > most:
+                raise DeclarationError(f"a program has too many {what}", found=found, allowed=most)
         registers = {STATE}
         tables = {table.name for table in self.tables} | {p.name for p in self.parameters}
         for instruction in self.instructions:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 
 from unspool.errors import DeclarationError
+from unspool.spec.catalog.files import SUFFIX, read_format
 from unspool.spec.catalog.levels import LEVELS
 from unspool.spec.catalog.multiply import MULTIPLY
 from unspool.spec.catalog.plain import PLAIN
@@ -31,16 +33,22 @@ DEFAULTS: Mapping[float, str] = {
 
 
 def parse(name: str) -> Format:
-    """The format of a name `ENTRY[:SCALE][:ROTATION]`; or DeclarationError with near names."""
+    """The format of a name `ENTRY[:SCALE][:ROTATION]`; or DeclarationError with near names.
+
+    An entry that ends in .json is the path of a format's file.
+    """
     base, *parts = name.split(":")
-    if base not in FORMATS:
+    if base.endswith(SUFFIX):
+        fmt = read_format(Path(base))
+    elif base in FORMATS:
+        fmt = FORMATS[base]
+    else:
         near = difflib.get_close_matches(base, FORMATS, n=4, cutoff=0.3)
         raise DeclarationError(
             "no such format",
             found=name,
             allowed=f"{', '.join(near or FORMATS)} (unspool formats lists all)",
         )
-    fmt = FORMATS[base]
     rotations = [part for part in parts if part == "raw" or part.startswith("h")]
     scales = [part for part in parts if part not in rotations]
     if len(scales) > 1 or len(rotations) > 1:

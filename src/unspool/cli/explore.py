@@ -1,0 +1,127 @@
+"""`unspool explore`: search for codes that decode cheaply, beside published ones."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unspool.cli.terminal import AsJson, Quiet, print_json, print_table, progress, say
+from unspool.errors import DeclarationError
+
+if TYPE_CHECKING:
+    from unspool.explore.explorer import Settings, State
+
+COLUMNS = ("code", "operand", "MSE", "instructions", "over the bound", "edges/weight")
+
+
+def explore(
+    bits: Annotated[float, typer.Option("--bits", "-b", help="Bits per weight.")] = 2,
+    operand: Annotated[str, typer.Option(help="e4m3, e2m3 or e2m1.")] = "e4m3",
+    target: Annotated[str, typer.Option(help="sm89, sm90, sm100 or sm120.")] = "sm90",
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="When to stop; a generation is finished.")
+    ] = None,
+    generations: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many: the same codes on any machine.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: one per core.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep every scored code there.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the log.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the best code as a format's file.")
+    ] = None,
+    within: Annotated[
+        float | None, typer.Option(help="With --save: instructions per weight it may take.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the front.")] = None,
+    quiet: Quiet = False,
+    json: AsJson = False,
+) -> None:
+    """Search for codes: distortion on a unit Gaussian against counted instructions per weight.
+
+    Starts from random programs and reads no catalog. Instructions are those of the target's machine
+    code where the extra `cuda` is installed, else of our own lowering.
+    """
+    from unspool.explore.explorer import Settings
+    from unspool.explore.report import as_format, check_plot, draw, rows
+
+    settings = Settings(bits=bits, operand=operand.upper(), target=target, seed=seed)
+    if minutes is None and generations is None:
+        minutes = 10.0
+    if (resume and log is None) or (within is not None and save is None):
+        raise DeclarationError("an option needs another", allowed="--resume --log, --within --save")
+    if plot:
+        check_plot()
+    state = _searched(settings, minutes, generations, jobs, log, resume, quiet)
+    found = rows(state.front.best, settings, say=lambda text: None if quiet else say(text))
+    if plot:
+        draw(found, f"{bits:g} bits to {settings.operand}, {target}", plot)
+    if save:
+        able = [r for r in found if r.found and r.total <= (within or float("inf"))]
+        if not able:
+            raise DeclarationError("no code was found within that cost", found=within)
+        best = min(able, key=lambda row: row.mse)
+        as_format(best, settings, state.generation, save)
+    if json:
+        print_json({
+            "settings": {**_plain(settings), "generations": state.generation},
+            "scored": state.scored,
+            "rows": [row.to_json() for row in found],
+        })  # fmt: skip
+    else:
+        print_table(f"{state.scored} codes in {state.generation} generations", COLUMNS,
+                    (row.cells() for row in found), left=2)  # fmt: skip
+
+
+def _searched(
+    settings: Settings,
+    minutes: float | None,
+    generations: int | None,
+    jobs: int | None,
+    log: Path | None,
+    resume: bool,
+    quiet: bool,
+) -> State:
+    from unspool.explore import explorer
+
+    begun = time.monotonic()
+    total = generations or round(60 * (minutes or 0))
+
+    def done(state: State) -> int:
+        return state.generation if generations else round(time.monotonic() - begun)
+
+    def goes_on(state: State) -> bool:
+        in_time = minutes is None or time.monotonic() - begun < 60 * minutes
+        return in_time and (generations is None or state.generation < generations)
+
+    with progress("exploring", quiet=quiet) as advance:
+        return explorer.explore(
+            settings,
+            goes_on=goes_on,
+            jobs=jobs or os.cpu_count() or 1,
+            log=log,
+            resume=resume,
+            report=lambda state: advance(min(done(state), total), total, _front(state)),
+        )
+
+
+def _front(state: State) -> str:
+    """The least error so far and its cost, as short as a bar's text."""
+    best: Sequence[Any] = state.front.best
+    return f"{best[-1].mse:.4f} at {best[-1].cost:.2f}" if best else ""
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(settings)

@@ -1,0 +1,80 @@
+"""What a search has found: the front of distortion against cost, and parents for what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from unspool.explore.space import Genome, Step
+
+KEPT = 8
+"""Parents of one cost."""
+
+CLASS = 0.125
+"""Costs in instructions per weight that count as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A code that was scored.
+
+    Mean squared errors: screened on the small sample that all codes meet, raced on a larger one,
+    mse on the one that is reported; None for a code that did not come so far.
+    """
+
+    genome: Genome
+    sigma: float
+    cost: float
+    screened: float
+    raced: float | None = None
+    mse: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_json` turns back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Found:
+        """The entry that `to_json` wrote."""
+        genome = data["genome"]
+        steps = tuple(Step(**step) for step in genome["steps"])
+        return cls(**{**data, "genome": Genome(genome["window"], genome["lanes"], steps)})
+
+
+@dataclass
+class Front:
+    """Codes that no other beats on both axes, and near ones; `add` keeps both."""
+
+    best: list[Found] = field(default_factory=list)
+    parents: dict[int, list[Found]] = field(default_factory=dict)
+
+    def add(self, found: Found) -> None:
+        """Takes a scored code in where it belongs."""
+        group = self.parents.setdefault(round(found.cost / CLASS), [])
+        if all(found.genome != other.genome for other in group):
+            group.append(found)
+            group.sort(key=lambda each: each.screened)
+            del group[KEPT:]
+        if found.mse is not None and not any(_beats(other, found) for other in self.best):
+            self.best = [other for other in self.best if not _beats(found, other)]
+            self.best.append(found)
+            self.best.sort(key=lambda each: each.cost)
+
+    def everyone(self) -> list[Found]:
+        """All parents, those on the front twice: they are tried twice as often."""
+        return [*self.best, *(each for _, group in sorted(self.parents.items()) for each in group)]
+
+
+def front(found: Iterable[Found]) -> Front:
+    """The front of some scored codes."""
+    made = Front()
+    for each in found:
+        made.add(each)
+    return made
+
+
+def _beats(one: Found, other: Found) -> bool:
+    assert one.mse is not None
+    assert other.mse is not None
+    return one.cost <= other.cost and one.mse <= other.mse

@@ -1,0 +1,172 @@
+"""A search's result: found and published codes in one table, plot or format file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from unspool.decode.lower import lower
+from unspool.decode.machine import Machine, machine
+from unspool.errors import DeclarationError, EvaluationError
+from unspool.evaluate.plot import check_matplotlib
+from unspool.explore import published
+from unspool.explore.explorer import Settings
+from unspool.explore.front import Found
+from unspool.explore.score import Sample, branches, distortion, estimated, slot_of
+from unspool.perf.count import count
+from unspool.perf.toolchain import toolchain, why_not
+from unspool.spec.catalog.files import write_format
+from unspool.spec.code import Code
+from unspool.spec.format import Format
+from unspool.spec.rotation import Rotation
+from unspool.spec.scale import Scale
+
+PUBLISHED_WEIGHTS = 65536
+
+check_plot = check_matplotlib
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A code with its two figures: error of its rings, and instructions per weight of the target.
+
+    counted: in machine code; else by our lowering, or by the source. found: by this search.
+    """
+
+    name: str
+    operand: str
+    target: str
+    bits_per_weight: float
+    mse: float
+    total: float
+    counted: bool
+    found: bool
+    source: str = ""
+    edges: int | None = None
+    code: Code | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, the code as its declaration."""
+        total = None if self.total == float("inf") else self.total
+        return asdict(self) | {"total": total, "code": self.code.to_json() if self.code else None}
+
+    def cells(self) -> tuple[str, ...]:
+        """The cells of a table."""
+        known = self.total != float("inf")
+        return (
+            self.name, self.operand, f"{self.mse:.5f}",
+            f"{self.total:.3f}{'' if self.counted else ' *'}" if known else "",
+            f"{self.mse * 4**self.bits_per_weight:.3f}x", f"{self.edges:,}" if self.edges else "",
+        )  # fmt: skip
+
+
+def rows(best: Sequence[Found], settings: Settings, say: Callable[[str], None]) -> list[Row]:
+    """The front by its final cost, then published codes of the rate; dominated ones are left out
+    of the front once machine code has told what they cost."""
+    space, target = settings.space(), machine(settings.target)
+    codes = [space.code(each.genome, each.sigma) for each in best]
+    others = published.trellis(int(settings.bits)) if settings.bits == int(settings.bits) else ()
+    say(f"counting {len(codes) + len(others)} codes")
+    totals = _totals([*codes, *others], target)
+    found = [
+        _row(code, total, target, mse=each.mse or 0.0, found=True)
+        for each, code, total in zip(best, codes, totals, strict=False)
+    ]
+    found = [row for row in found if not any(_beats(other, row) for other in found)]
+    named = sorted(found, key=lambda row: row.total)
+    sample = Sample(weights=PUBLISHED_WEIGHTS, seed=settings.seed)
+    for code, total in zip(others, totals[len(codes) :], strict=True):
+        say(f"measuring {code.name}")
+        mse = float(f"{distortion(code, sample):.5g}")
+        named.append(_row(code, total, target, mse=mse, found=False))
+    for point in published.points(settings.bits):
+        known = float("inf") if point.total is None else point.total
+        named.append(Row(
+            name=point.name, operand="", target=target.name, bits_per_weight=point.bits,
+            mse=point.mse, total=known, counted=False, found=False, source=point.source,
+        ))  # fmt: skip
+    return named
+
+
+def _row(code: Code, total: tuple[float, bool], target: Machine, *, mse: float, found: bool) -> Row:
+    fmt = _format(code)
+    return Row(
+        name=fmt.name if found else code.name, operand=str(slot_of(code, target)),
+        target=target.name, bits_per_weight=code.bits_per_weight, mse=mse, total=total[0],
+        counted=total[1], found=found, edges=branches(code), code=fmt.code if found else code,
+    )  # fmt: skip
+
+
+def _beats(one: Row, other: Row) -> bool:
+    no_worse = one.total <= other.total and one.mse <= other.mse
+    return no_worse and (one.total, one.mse) != (other.total, other.mse)
+
+
+def _totals(codes: Sequence[Code], target: Machine) -> list[tuple[float, bool]]:
+    """(instructions per weight, whether machine code says so)."""
+    if why_not():
+        return [(estimated(code, target), False) for code in codes]
+    lowered = [lower(code, slot_of(code, target), target) for code in codes]
+    return [(each.total, True) for each in count(lowered, target, toolchain())]
+
+
+def _format(code: Code, source: str = "") -> Format:
+    """The format of a found code, named by its content: rows have scales, inputs are rotated."""
+    shown = f"x{code.bits_per_weight:g}-{code.operand.name.lower()}"
+    whole = Format(
+        name=shown, code=code, scale=Scale.parse("row-fp16"), rotation=Rotation(size=128),
+        source=source,
+    )  # fmt: skip
+    name = f"{shown}-{whole.content_hash[:6]}"
+    return Format(
+        name=name, code=Code.from_json({**code.to_json(), "name": name}), scale=whole.scale,
+        rotation=whole.rotation, source=source,
+    )  # fmt: skip
+
+
+def as_format(row: Row, settings: Settings, generations: int, path: Path) -> Format:
+    """Writes a found code as a format's file."""
+    if row.code is None:
+        raise DeclarationError("only a found code has a format", found=row.name)
+    source = (
+        f"unspool explore --bits {settings.bits:g} --operand {settings.operand.lower()} "
+        f"--target {settings.target} --seed {settings.seed} --generations {generations}"
+    )
+    fmt = _format(row.code, source)
+    write_format(fmt, path)
+    return fmt
+
+
+def draw(found: Sequence[Row], title: str, path: Path) -> None:
+    """Writes a PNG: error over instructions per weight, the found front as a line.
+
+    Raises EvaluationError without matplotlib, or where the file cannot be written.
+    """
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.add_subplot()
+    ours = [row for row in found if row.found]
+    others = [row for row in found if not row.found and row.total != float("inf")]
+    axes.plot([r.total for r in ours], [r.mse for r in ours], "o-", label="found")
+    axes.plot([r.total for r in others], [r.mse for r in others], "s", label="published")
+    for row in others:
+        axes.annotate(row.name, (row.total, row.mse), (6, 4), textcoords="offset points")
+    for row in found:
+        if row.total == float("inf"):
+            axes.axhline(row.mse, linestyle=":", linewidth=0.8, color="0.5")
+            axes.annotate(row.name, (0.99, row.mse), ha="right", va="bottom",
+                          xycoords=("axes fraction", "data"), fontsize="small")  # fmt: skip
+    axes.set(title=title, xlabel="instructions per weight", ylabel="mean squared error")
+    axes.set_ylim(top=1.6 * max(r.mse for r in (*ours, *others)), bottom=None)
+    axes.set_yscale("log")
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise EvaluationError("the plot cannot be written", where=str(path), found=str(error)
+                              ) from error  # fmt: skip

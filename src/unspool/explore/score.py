@@ -1,0 +1,87 @@
+"""What a code is worth: distortion on a unit Gaussian, and instructions per weight of a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unspool.decode.interpret import state_values
+from unspool.decode.lower import cost, lower, slots
+from unspool.decode.machine import Machine, Slot
+from unspool.encode.viterbi import viterbi
+from unspool.errors import DeclarationError
+from unspool.spec.code import Code
+from unspool.spec.operand import BF16, FP16, INT8
+
+SCREEN, RACE, FINAL = 4096, 32768, 262144
+"""Weights of the three rounds, the same ones for all codes. The last tells errors to 0.3 %."""
+
+SIGMAS = (0.94, 0.97, 1.0, 1.03, 1.06)
+"""Tried in the race, as multiples of what the screen has."""
+
+RATES, SIGMA_OF_RMS = (1.0, 2.0, 3.0, 4.0), (1.0, 0.95, 0.82, 0.72)
+"""Sigma over the RMS of the values by bits per weight: at higher rates the values must reach
+further into the tails (2 and 3 bits measured on random constants, flat within 5 %)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Unit Gaussian weights that codes are measured on."""
+
+    weights: int
+    seed: int
+
+
+def fitted(code: Code) -> Code:
+    """The code with the sigma that its values ask for."""
+    values = state_values(code)
+    rms = float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+    factor = float(np.interp(code.bits_per_weight, RATES, SIGMA_OF_RMS))
+    return _with_sigma(code, rms * factor)
+
+
+def distortion(code: Code, sample: Sample) -> float:
+    """Mean squared error of a code's rings, over the sample's mean square."""
+    assert code.sigma is not None
+    rings = max(1, sample.weights // code.steps // code.lanes)
+    shape = (rings, code.steps, code.lanes)
+    x = np.random.default_rng(sample.seed).standard_normal(shape, dtype=np.float32)
+    values = (state_values(code) / code.sigma).astype(np.float32)
+    states = viterbi(values, [(p.window, p.stride) for p in code.planes], x, threads=1)
+    missed = (x - values[states]).astype(np.float64)
+    return float(np.mean(missed**2) / np.mean(x.astype(np.float64) ** 2))
+
+
+def best_sigma(code: Code, sample: Sample) -> Code:
+    """The code with the best of a few sigmas around its own."""
+    assert code.sigma is not None
+    tried = [_with_sigma(code, code.sigma * factor) for factor in SIGMAS]
+    return min(tried, key=lambda each: distortion(each, sample))
+
+
+def slot_of(code: Code, machine: Machine) -> Slot:
+    """The narrowest float slot of a machine that holds a code's values.
+
+    Raises DeclarationError where there is none.
+    """
+    held = [s for s in slots(code, machine) if s.operand is not INT8]
+    if not held:
+        raise DeclarationError(
+            f"{machine.name} has no matrix unit for these values", found=code.operand.name
+        )
+    return next((s for s in held if s.operand not in (FP16, BF16)), held[0])
+
+
+def estimated(code: Code, machine: Machine) -> float:
+    """Instructions per weight by our own lowering, before any compiler."""
+    return cost(lower(code, slot_of(code, machine), machine))
+
+
+def branches(code: Code) -> int:
+    """Edges per weight that the encoder looks at: 2^window over the lanes."""
+    return (1 << code.state_bits) // code.lanes
+
+
+def _with_sigma(code: Code, sigma: float) -> Code:
+    return replace(code, sigma=float(f"{sigma:.4g}"))

@@ -1,0 +1,249 @@
+"""The space of codes that the explorer walks through: short programs over one window of bits.
+
+    register 0     the window
+    register i     what step i does to earlier registers, see STEPS
+    word           the last register, all bits cleared that its fields must not have
+    lanes          fields of the word: nibbles from the top down are E2M1, bytes are E4M3 or E2M3
+
+Every program of the space is total: fields that are masked so are never NaN or infinite. Two that
+differ in the order of a sum or in steps that nothing reads are one: `Genome.pruned`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+
+from unspool.errors import DeclarationError
+from unspool.spec.code import Code, Plane
+from unspool.spec.operand import E2M1, E2M3, E4M3, Operand
+from unspool.spec.program import STATE, Instruction, Program
+
+TILE = (8, 16)
+"""Rows and columns of a ring: 256 bits at 2 bits per weight."""
+
+XOR_AND = 0x28
+"""lop3 truth table of (a ^ b) & c."""
+
+STEPS: Mapping[str, float] = {
+    "multiply": 0.4,  # a * constant + addend, one instruction
+    "permute": 0.25,  # the bytes of a that the selector `constant` names
+    "xor": 0.2,  # a ^ b
+    "add": 0.05,  # a + b
+    "shift": 0.1,  # a >> constant
+}
+"""What a step may be, and how often it is drawn."""
+
+TWO_SOURCES = ("xor", "add")
+MOST_STEPS = 6
+WORD = 1 << 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Where an operand's lanes stand in the word, and which bits of it they may have."""
+
+    width: int
+    mask: int | None
+
+
+FIELDS: Mapping[Operand, Fields] = {
+    E2M1: Fields(width=4, mask=None),
+    E2M3: Fields(width=8, mask=0x3F3F3F3F),
+    # sign, two exponent and three mantissa bits: E2M3 x 2**-6
+    E4M3: Fields(width=8, mask=0x9F9F9F9F),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step; `b` and the constants count where the operation has them."""
+
+    op: str
+    a: int
+    b: int = 0
+    constant: int = 0
+    addend: int = 0
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Registers that it reads."""
+        return (self.a, self.b) if self.op in TWO_SOURCES else (self.a,)
+
+
+@dataclass(frozen=True)
+class Genome:
+    """A program as the explorer changes it: the window's bits, weights per step, the steps."""
+
+    window: int
+    lanes: int
+    steps: tuple[Step, ...]
+
+    def pruned(self) -> Genome:
+        """Without steps that the word does not depend on, sources of sums in order."""
+        needed = {len(self.steps)}
+        for place in range(len(self.steps), 0, -1):
+            if place in needed:
+                needed |= set(self.steps[place - 1].sources)
+        kept = [place for place in range(1, len(self.steps) + 1) if place in needed]
+        number = {0: 0, **{place: i for i, place in enumerate(kept, start=1)}}
+        steps = []
+        for place in kept:
+            step = self.steps[place - 1]
+            a, b = number[step.a], number.get(step.b, 0)
+            low, high = (min(a, b), max(a, b)) if step.op in TWO_SOURCES else (a, b)
+            steps.append(replace(step, a=low, b=high if step.op in TWO_SOURCES else 0))
+        return replace(self, steps=tuple(steps))
+
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """All but the constants: codes of one structure cost the same."""
+        return self.window, self.lanes, tuple((s.op, s.a, s.b) for s in self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Codes of a rate to an operand; (window, lanes) are the shapes that are tried."""
+
+    bits: float
+    operand: Operand
+    shapes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, bits: float, operand: Operand) -> Space:
+        """The space of a rate; raises DeclarationError where it is empty."""
+        if operand not in FIELDS:
+            allowed = [each.name for each in FIELDS]
+            raise DeclarationError("no space of codes to it", found=operand.name, allowed=allowed)
+        shapes = tuple(
+            (stride + memory, lanes)
+            for lanes, memories in ((4, (8,)), (2, (8, 10)))
+            for memory in memories
+            if (stride := round(bits * lanes)) == bits * lanes and stride + memory <= 20
+        )
+        if not shapes or not 0.5 <= bits <= 4:
+            raise DeclarationError("no space of codes at this rate", found=bits,
+                                   allowed="0.5, 1, 1.5, ... 4")  # fmt: skip
+        return cls(bits=bits, operand=operand, shapes=shapes)
+
+    def code(self, genome: Genome, sigma: float = 1.0, name: str = "found") -> Code:
+        """The code of a genome."""
+        fields, stride = FIELDS[self.operand], round(self.bits * genome.lanes)
+        first = 32 - fields.width * (genome.lanes if fields.width == 4 or genome.lanes < 4 else 4)
+        return Code(
+            name=name,
+            planes=(Plane(window=genome.window, stride=stride),),
+            lanes=genome.lanes,
+            tile=TILE,
+            operand=self.operand,
+            program=Program(
+                instructions=_instructions(genome.steps, fields.mask),
+                outputs=tuple(("word", first + fields.width * i) for i in range(genome.lanes)),
+            ),
+            sigma=sigma,
+        )
+
+    def draw(self, random: np.random.Generator) -> Genome:
+        """A random genome: most have two or three steps, one of them a multiplication."""
+        window, lanes = self.shapes[int(random.integers(len(self.shapes)))]
+        count = int(min(MOST_STEPS, 1 + random.geometric(0.45)))
+        steps = [_step(random, place, window) for place in range(count)]
+        place = int(random.integers(count))
+        steps[place] = _step(random, place, window, "multiply")
+        return Genome(window, lanes, tuple(steps)).pruned()
+
+    def changed(self, random: np.random.Generator, genome: Genome) -> Genome:
+        """A genome one move away, or a few."""
+        for _ in range(int(random.geometric(0.6))):
+            genome = _moved(random, genome)
+        return genome.pruned()
+
+
+def rings_of(weights: int) -> int:
+    """Rings that hold so many weights."""
+    return max(1, weights // prod(TILE))
+
+
+def _instructions(steps: tuple[Step, ...], mask: int | None) -> tuple[Instruction, ...]:
+    made: list[Instruction] = []
+    for place, step in enumerate(steps, start=1):
+        last = place == len(steps)
+        result = "word" if last and mask is None else f"r{place}"
+        a, b = _name(step.a), _name(step.b)
+        if step.op == "multiply":
+            made.append(Instruction(f"p{place}", "mul", (a, step.constant)))
+            made.append(Instruction(result, "add", (f"p{place}", step.addend)))
+        elif step.op == "permute":
+            made.append(Instruction(result, "permute-bytes", (a, 0, step.constant)))
+        elif step.op == "shift":
+            made.append(Instruction(result, "shr", (a, step.constant)))
+        elif step.op == "xor" and last and mask is not None:
+            made.append(Instruction("word", "lop3", (a, b, mask, XOR_AND)))
+        else:
+            made.append(Instruction(result, step.op, (a, b)))
+    if mask is not None and made[-1].result != "word":
+        made.append(Instruction("word", "and", (_name(len(steps)), mask)))
+    return tuple(made)
+
+
+def _name(register: int) -> str:
+    return f"r{register}" if register else STATE
+
+
+def _step(random: np.random.Generator, place: int, window: int, op: str | None = None) -> Step:
+    """A random step that may read the registers 0 to `place`, the latest most often."""
+    op = op or str(random.choice(list(STEPS), p=list(STEPS.values())))
+    a = place if random.random() < 0.7 else int(random.integers(place + 1))
+    b = int(random.integers(place + 1))
+    constant, addend = _constants(random, op, window)
+    return Step(op, a, b if op in TWO_SOURCES else 0, constant, addend)
+
+
+def _constants(random: np.random.Generator, op: str, window: int) -> tuple[int, int]:
+    if op == "multiply":
+        constant, addend = (int(each) for each in random.integers(0, WORD, 2))
+        return constant | 1, addend
+    if op == "permute":
+        places = random.integers(0, -(-window // 8), 4)
+        return sum(int(place) << (4 * i) for i, place in enumerate(places)), 0
+    return (int(random.integers(1, window)), 0) if op == "shift" else (0, 0)
+
+
+def _moved(random: np.random.Generator, genome: Genome) -> Genome:
+    """One constant, one source, one step more or one less."""
+    steps, move = list(genome.steps), random.random()
+    place = int(random.integers(len(steps)))
+    step = steps[place]
+    if move < 0.7:
+        steps[place] = _changed_constant(random, step, genome.window)
+    elif move < 0.8:
+        fresh = _step(random, place, genome.window, step.op)
+        steps[place] = replace(step, a=fresh.a, b=fresh.b)
+    elif move < 0.9 and len(steps) < MOST_STEPS:
+        later = [
+            replace(s, a=s.a + (s.a >= place + 1), b=s.b + (s.b >= place + 1))
+            for s in steps[place:]
+        ]
+        steps = [*steps[:place], _step(random, place, genome.window), *later]
+        steps[place + 1] = replace(steps[place + 1], a=place + 1)
+    elif len(steps) > 1:
+        del steps[place]
+        steps = [
+            replace(s, a=s.a - (s.a > place), b=s.b - (s.b > place)) if i >= place else s
+            for i, s in enumerate(steps)
+        ]
+    return replace(genome, steps=tuple(steps))
+
+
+def _changed_constant(random: np.random.Generator, step: Step, window: int) -> Step:
+    """New constants, or a bit or two of the old ones turned."""
+    constant, addend = _constants(random, step.op, window)
+    if step.op != "multiply" or random.random() < 0.3:
+        return replace(step, constant=constant, addend=addend)
+    turned = sum({1 << int(bit) for bit in random.integers(1, 32, random.integers(1, 3))})
+    if random.random() < 0.5:
+        return replace(step, addend=step.addend ^ turned)
+    return replace(step, constant=step.constant ^ turned)
