@@ -53,7 +53,7 @@ def explore(
     code where the extra `cuda` is installed, else of our own lowering.
     """
     from unspool.explore.explorer import Settings
-    from unspool.explore.report import as_format, check_plot, draw, rows
+    from unspool.explore.report import as_format, check_plot, draw, found_rows, published_rows
 
     settings = Settings(bits=bits, operand=operand.upper(), target=target, seed=seed)
     if minutes is None and generations is None:
@@ -63,24 +63,25 @@ def explore(
     if plot:
         check_plot()
     state = _searched(settings, minutes, generations, jobs, log, resume, quiet)
-    found = rows(state.front.best, settings, say=lambda text: None if quiet else say(text))
-    if plot:
-        draw(found, f"{bits:g} bits to {settings.operand}, {target}", plot)
+    found = found_rows(state.front.best, settings)
     if save:
-        able = [r for r in found if r.found and r.total <= (within or float("inf"))]
+        able = [r for r in found if r.total <= (within or float("inf"))]
         if not able:
             raise DeclarationError("no code was found within that cost", found=within)
         best = min(able, key=lambda row: row.mse)
         as_format(best, settings, state.generation, save)
+    shown = [*found, *published_rows(settings, lambda text: None if quiet else say(text))]
+    if plot:
+        draw(shown, f"{bits:g} bits to {settings.operand}, {target}", plot)
     if json:
         print_json({
             "settings": {**_plain(settings), "generations": state.generation},
             "scored": state.scored,
-            "rows": [row.to_json() for row in found],
+            "rows": [row.to_json() for row in shown],
         })  # fmt: skip
     else:
         print_table(f"{state.scored} codes in {state.generation} generations", COLUMNS,
-                    (row.cells() for row in found), left=2)  # fmt: skip
+                    (row.cells() for row in shown), left=2)  # fmt: skip
 
 
 def _searched(

@@ -1,0 +1,55 @@
+"""`unspool explore`, and a code that it found in a model: quantized, stored, loaded, evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unspool.explore import explorer, report
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explorer, "BATCH", 8)
+    for name in ("SCREEN", "RACE", "FINAL"):
+        monkeypatch.setattr(explorer, name, 1024)
+    monkeypatch.setattr(report, "PUBLISHED_WEIGHTS", 1024)
+
+
+def test_a_found_code_goes_through_a_model(run, tiny, text, tmp_path: Path):
+    file, plot, log = (tmp_path / name for name in ("code.json", "front.png", "log.jsonl"))
+    told = run("explore", "--generations", 1, "--jobs", 1, "--save", file, "--plot", plot,
+               "--log", log, "--json")  # fmt: skip
+    assert told.code == 0, told.err
+    rows = told.json["rows"]
+    for row in rows:
+        assert {"name", "mse", "total", "bits_per_weight", "operand", "target"} <= set(row)
+    found = [row for row in rows if row["found"]]
+    assert [r["total"] for r in found] == sorted(r["total"] for r in found)
+    assert "exl3-mul1" in {row["name"] for row in rows if not row["found"]}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(file.read_text())["name"] in {row["name"] for row in found}
+    out = tmp_path / "out"
+    done = run("quantize", tiny, "-o", out, "--format", file, "--json")
+    assert done.code == 0, done.err
+    done = run("eval", out, "--baseline", tiny, "--text", text, "--window", 32, "--json")
+    assert done.code == 0, done.err
+    assert 0 < done.json["kl"] < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--operand", "int8"], "no space of codes"),
+        (["--bits", "2.1"], "no space of codes"),
+        (["--target", "sm70"], "sm70"),
+        (["--resume"], "--log"),
+        (["--generations", 1, "--jobs", 1, "--save", "x.json", "--within", "0.01"], "within"),
+    ],
+)
+def test_bad_input_is_explained(run, arguments, part):
+    told = run("explore", *arguments)
+    assert told.code == 2
+    assert part in told.err

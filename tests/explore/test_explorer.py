@@ -1,0 +1,85 @@
+"""The explorer: the same codes from the same seed, nothing lost by a kill, logs of one search."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unspool.errors import DeclarationError, UnspoolError
+from unspool.explore import explorer
+from unspool.explore.explorer import DONE, Settings, explore
+from unspool.explore.front import Found, Front, front
+from unspool.explore.published import trellis
+from unspool.explore.score import Sample, distortion, fitted
+from unspool.explore.space import Genome, Step
+
+SETTINGS = Settings(bits=1.5, operand="E2M1", target="sm120", seed=4)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few codes on few weights."""
+    monkeypatch.setattr(explorer, "BATCH", 6)
+    for name in ("SCREEN", "RACE", "FINAL"):
+        monkeypatch.setattr(explorer, name, 1024)
+
+
+def entry(cost: float, mse: float, number: int = 0) -> Found:
+    genome = Genome(16, 4, (Step("multiply", 0, constant=2 * number + 1),))
+    return Found(genome=genome, sigma=1.0, cost=cost, screened=mse, raced=mse, mse=mse)
+
+
+def test_the_front_keeps_what_no_other_beats_on_both_axes():
+    made = front([entry(1.0, 0.08), entry(1.0, 0.07, 1), entry(2.0, 0.075, 2), entry(0.5, 0.09, 3)])
+    assert [(f.cost, f.mse) for f in made.best] == [(0.5, 0.09), (1.0, 0.07)]
+    assert len(made.everyone()) == 6  # the two, and all four as parents
+
+
+def test_what_is_found_depends_on_the_seed_alone(tmp_path: Path):
+    logs = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for log in logs:
+        state = explore(SETTINGS, goes_on=lambda state: state.generation < 3, log=log)
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+    assert state.front.best
+    assert 6 < state.scored <= 18
+
+
+def test_a_search_that_was_killed_goes_on_with_the_same_codes(tmp_path: Path):
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    explore(SETTINGS, goes_on=lambda state: state.generation < 3, log=whole)
+    lines = whole.read_text().splitlines(keepends=True)
+    ends = [i for i, line in enumerate(lines) if DONE in json.loads(line)]
+    for cut in (ends[0] + 1, ends[1], ends[1] + 2):
+        broken.write_text("".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2])
+        explore(SETTINGS, goes_on=lambda state: state.generation < 3, log=broken, resume=True)
+        assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_a_log_is_of_one_search(tmp_path: Path):
+    log = tmp_path / "log.jsonl"
+    explore(SETTINGS, goes_on=lambda state: False, log=log)
+    with pytest.raises(UnspoolError, match="holds a search"):
+        explore(SETTINGS, goes_on=lambda state: False, log=log)
+    other = Settings(bits=2, operand="E2M1", target="sm120")
+    with pytest.raises(UnspoolError, match="another search"):
+        explore(other, goes_on=lambda state: False, log=log, resume=True)
+
+
+def test_settings_without_codes_are_refused_at_once():
+    for wrong in ({"operand": "E9M9"}, {"operand": "INT8"}, {"target": "sm1"}):
+        settings = Settings(**{"bits": 2, "operand": "E4M3", "target": "sm90", **wrong})
+        with pytest.raises(DeclarationError):
+            explore(settings, goes_on=lambda state: True)
+
+
+def test_an_empty_front_lets_everything_race():
+    assert Front().everyone() == []
+
+
+@pytest.mark.parametrize("code", trellis(2), ids=lambda code: code.name)
+def test_published_codes_have_their_published_distortion(code):
+    """QTIP's table 1 says .069 for 1MAD and 3INST; EXL3's codebooks are of the same kind."""
+    assert distortion(code, Sample(weights=4096, seed=5)) == pytest.approx(0.069, rel=0.02)
+    assert fitted(code).sigma == pytest.approx(code.sigma, rel=0.04)
