@@ -80,8 +80,8 @@ def _codes(codes: np.ndarray, made: Geometry) -> UInt8[np.ndarray, "row_blocks s
     down, across, words = stored.shape
     rings = BLOCK_ROWS // ROWS
     stages = across * made.tile_columns // made.stage_columns
-    split = stored.reshape(down // rings, rings, stages, made.steps, QUARTER, made.rings * words)
-    threads = split.transpose(0, 2, 3, 1, 4, 5).reshape(
+    split = stored.reshape(down // rings, rings, stages, made.steps, made.rings, QUARTER, words)
+    threads = split.transpose(0, 2, 3, 1, 5, 4, 6).reshape(
         down // rings, stages, made.steps, rings * QUARTER, made.step_words
     )
     vectors = [

@@ -4,7 +4,7 @@ A warpgroup of 128 threads covers 256 rows. Its thread (warp w, g = lane // 4, t
 whole rings, of 8 rows each, and for a row of MMA operand A the registers that the unit wants:
 
     rings down      8 w + g                      32 rings of 8 rows: a row block of 256
-    rings across    t of a step's 4 (or 8)
+    rings across    t of a step's 4; where it takes two, t and t + 4
     row i of a ring -> row g + 8 (i % 2) of the 16 rows that warp w gives to product i // 2
 
 A *slice* is what one instruction reads of a row: 32 bytes, 16 binary16 or 32 8-bit operands or 64
@@ -102,7 +102,7 @@ class Geometry:
         """The column of a step that stands in every operand slot of a slice."""
         slots = self.lowering.slot.per_register
         words = np.array(self.lowering.places).reshape(ROWS, -1, slots)[0] % self.tile_columns
-        rings = np.arange(QUARTER * self.rings).reshape(QUARTER, self.rings)
+        rings = np.arange(QUARTER * self.rings).reshape(self.rings, QUARTER).T
         columns = rings[:, :, None, None] * self.tile_columns + words  # thread ring word slot
         return columns.reshape(QUARTER, self.slices, 2, slots).transpose(1, 2, 0, 3)
 

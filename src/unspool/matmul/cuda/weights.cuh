@@ -91,7 +91,7 @@ UNSPOOL_DEVICE void scale_step(const char* scales, int step, const Place& place,
     constexpr int minus_zero = 0x80008000;
 #pragma unroll
     for (int ring = 0; ring < rings; ++ring) {
-        const int across = (step * 4 + place.t) * rings + ring;
+        const int across = (step * rings + ring) * 4 + place.t;
         const Quad halves = row_halves(scales, across * ring_columns / scale_block, place.ring);
         const word pairs[4] = {halves.x, halves.y, halves.z, halves.w};
 #pragma unroll
