@@ -48,6 +48,16 @@ def test_a_loop_takes_little_beside_decoding(tools, name, machine):
     assert (found.spills, found.traps) == (0, ())
 
 
+@pytest.mark.parametrize(
+    "name", ["m2-e2m1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("t2-e2m1", "m3-e2m1"))]
+)
+def test_fp4_loops_take_little_beside_decoding(tools, name):
+    found = count_loop(recipe(FORMATS[name], MACHINES["sm120"], "fp4"), 16, tools)
+    assert 0 < found.beside <= MOST_BESIDE, f"{found.total} with decoding at {found.decode}"
+    assert (found.spills, found.traps) == (0, ())
+    assert found.opcodes["OMMA"] == 32  # two column blocks: 512 weights a thread, 32 each
+
+
 @pytest.mark.parametrize(("name", "machine"), [("mxfp4", "sm90"), *EVERY])
 def test_no_kernel_spills_and_none_is_emulated(tools, name, machine):
     for activations in TERMS:

@@ -64,6 +64,11 @@ class Geometry:
         return self.rings * self.ring_words // 2
 
     @property
+    def slice_columns(self) -> int:
+        """Columns of a slice."""
+        return SLICE_BYTES // 4 * self.lowering.slot.per_register
+
+    @property
     def step_columns(self) -> int:
         """Columns of a step."""
         return QUARTER * self.rings * self.tile_columns
