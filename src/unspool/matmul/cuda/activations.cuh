@@ -155,8 +155,8 @@ UNSPOOL_DEVICE void store_value(
     }
 }
 
-// FP4 (NVFP4): of 16 operands side by side the largest over 6 becomes an E4M3, their scale; every one
-// divided by that an E2M1. A run is half a stage; its 128 values pass through shared memory, for the
+// FP4 (NVFP4): of 16 operands side by side a sixth of the largest becomes an E4M3, their scale; every
+// one over that an E2M1. A run is half a stage; its 128 values pass through shared memory, for the
 // 16 are not in one lane: they stand in the order of operand B.
 UNSPOOL_DEVICE void store_run(const ActivationArguments& a, char* tile, int token, int run, int lane,
                               char* scratch, const float (&values)[4]) {
@@ -184,11 +184,11 @@ UNSPOOL_DEVICE void store_run(const ActivationArguments& a, char* tile, int toke
         const word other = shuffle_xor(largest, mask);
         largest = other > largest ? other : largest;
     }
-    const word scale = e4m3_of(as_float(largest) / 6.0f);
-    const float by = value_of_e4m3(scale);
+    const word scale = e4m3_of(as_float(largest) * (1 / 6.0f));
+    const float inverse = scale ? 1 / value_of_e4m3(scale) : 0.0f;
     float scaled[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) scaled[i] = scale ? as_float(bits[i]) / by : 0.0f;
+    for (int i = 0; i < 4; ++i) scaled[i] = as_float(bits[i]) * inverse;
     const int place = run % runs * 128 + 4 * lane, slice = place / 64, block = token / 8;
     char* to = tile + 1LL * stage * activation_bytes;
     char* at = to + (place / operands_per_half * column_blocks + block) * 128 + token % 8 * 16;

@@ -3,8 +3,8 @@
     row --signs, Hadamard--> y    largest magnitude of a row: top
     FP8      y * (448 / top), then E4M3, nearest even; further terms are 16, 256 times what is left
     binary16 y * 2**e with top in [2**14, 2**15), then nearest even
-    FP4      z = y * (2688 / top); per 16 operands side by side s = E4M3 of their largest |z| / 6,
-             nearest even; then E2M1 of z / s, nearest even, at most 6. Where s is zero, zeros
+    FP4      z = y * (2688 / top); per 16 operands side by side s = E4M3 of their largest |z| * (1 / 6),
+             nearest even; then E2M1 of z * (1 / s), nearest even, at most 6; zeros where s is zero
 
 A row with an infinity or NaN has a scale of NaN: its results are NaN, and no other's.
 """
@@ -98,9 +98,9 @@ def _by_block(scaled: Float32[np.ndarray, "m k"], made: Recipe) -> Float32[np.nd
     blocks = padded.reshape(rows, -1, step)[:, :, order].reshape(-1, UNIT_BLOCK)
     of_scale, of_operand = (f.values().astype(np.float32) for f in (E4M3, E2M1))
     top = np.abs(blocks).max(axis=1, keepdims=True)
-    scale = of_scale[nearest(of_scale, top / _LARGEST_E2M1)]
-    safe = np.where(scale > 0, scale, np.float32(1))
-    rounded = of_operand[nearest(of_operand, np.where(scale > 0, blocks / safe, np.float32(0)))]
+    scale = of_scale[nearest(of_scale, top * (np.float32(1) / _LARGEST_E2M1))]
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    rounded = of_operand[nearest(of_operand, blocks * inverse)]
     found = np.empty_like(padded).reshape(rows, -1, step)
     found[:, :, order] = (rounded * scale).reshape(rows, -1, step)
     return found.reshape(rows, -1)[:, :columns]
