@@ -42,7 +42,7 @@ def stored_words(units: np.ndarray, made: Geometry) -> np.ndarray:
         part = steps[..., at : at + width * THREADS]
         parts.append(part.reshape(*steps.shape[:3], THREADS, width))
         at += width * THREADS
-    return np.concatenate(parts, axis=-1)
+    return np.concatenate(parts, axis=-1)[..., np.argsort(made.words())]
 
 
 def decoded(units: np.ndarray, made: Recipe, levels: np.ndarray) -> np.ndarray:

@@ -3,8 +3,9 @@
     row --signs, Hadamard--> y    largest magnitude of a row: top
     FP8      y * (448 / top), then E4M3, nearest even; further terms are 16, 256 times what is left
     binary16 y * 2**e with top in [2**14, 2**15), then nearest even
-    FP4      z = y * (2688 / top); per 16 operands side by side s = E4M3 of their largest |z| * (1 / 6),
-             nearest even; then E2M1 of z * (1 / s), nearest even, at most 6; zeros where s is zero
+    FP4      z = y * (2688 / top); per 16 operands side by side s = E4M3 of their
+             largest |z| * (1 / 6), then E2M1 of z * (1 / s), at most 6, both nearest even; zeros
+             where s is zero
 
 A row with an infinity or NaN has a scale of NaN: its results are NaN, and no other's.
 """

@@ -88,7 +88,7 @@ def _codes(codes: np.ndarray, made: Geometry) -> UInt8[np.ndarray, "row_blocks s
     split = stored.reshape(down // rings, rings, stages, made.steps, made.rings, QUARTER, words)
     threads = split.transpose(0, 2, 3, 1, 5, 4, 6).reshape(
         down // rings, stages, made.steps, rings * QUARTER, made.step_words
-    )
+    )[..., made.words()]
     vectors = [
         threads[..., first : first + width].reshape(*threads.shape[:3], -1)
         for first, width in made.vectors

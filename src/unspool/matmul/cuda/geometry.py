@@ -78,6 +78,15 @@ class Geometry:
         """Stored words of a step per thread."""
         return self.rings * self.lowering.words
 
+    def words(self) -> Int[np.ndarray, " words"]:
+        """Which word of a step, `[ring][word]`, is stored at which place: two of each ring in turn.
+
+        So plain E2M1 is loaded as operand A wants it, rows 2 j and 2 j + 1 of either ring.
+        """
+        together = 2 - self.lowering.words % 2
+        order = np.arange(self.step_words).reshape(self.rings, -1, together)
+        return order.swapaxes(0, 1).reshape(-1)
+
     @property
     def steps(self) -> int:
         """Steps of a stage."""
