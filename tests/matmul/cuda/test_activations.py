@@ -14,6 +14,7 @@ from unspool.matmul.cuda.arrange import arrange
 from unspool.matmul.cuda.recipe import UNIT_BLOCK, recipe
 from unspool.pack.random import random_matrix
 from unspool.spec.catalog import FORMATS, parse
+from unspool.spec.operand import E2M1, E4M3
 
 SM120 = MACHINES["sm120"]
 
@@ -72,3 +73,25 @@ def test_scales_that_the_unit_cannot_read_are_refused(name, wrong):
     scale[3, 1] = wrong
     with pytest.raises(WeightError, match=r"row 3.*fp8x2"):
         arrange(replace(matrix, scale=scale), recipe(fmt, SM120, "fp4"))
+
+
+def test_the_kernel_makes_the_operands_and_scales_of_the_definition(product, tokens):
+    found, x = product("m2-e2m1", "sm120", "fp4"), tokens(9, 520)
+    planned, made = found.plan(9), found.made
+    raw, token_scales = found.prepare(x, planned)
+    columns, stage = planned.columns, made.geometry.stage_columns
+    stages = raw.reshape(planned.stages, -1)
+    operands, scales = np.split(stages, [stage // 2 * columns], axis=1)
+    # [16 bytes of 32 operands][block of 8 tokens][token][byte], then [token][slice][16 columns]
+    halves = operands.reshape(planned.stages, stage // 32, columns // 8, 8, 16)
+    nibbles = np.stack((halves & 15, halves >> 4), axis=-1)
+    codes = nibbles.transpose(2, 3, 0, 1, 4, 5).reshape(columns, -1, UNIT_BLOCK)
+    of_block = scales.reshape(planned.stages, columns, -1).swapaxes(0, 1).reshape(columns, -1)
+    placed = E2M1.values()[codes] * E4M3.values()[of_block][:, :, None]
+    order = made.geometry.columns().reshape(-1)
+    values = np.empty((columns, codes.size // columns // order.size, order.size))
+    values[:, :, order] = placed.reshape(values.shape)
+    want = quantize(x, made)
+    width = want.terms.shape[2]
+    np.testing.assert_array_equal(values.reshape(columns, -1)[:9, :width], want.terms[0])
+    np.testing.assert_array_equal(token_scales[:9], want.scales)
