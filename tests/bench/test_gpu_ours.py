@@ -22,7 +22,8 @@ def coded():
 
     def make(machine: str, rounded: str = "fp8", copies: int = 1, shape=(264, K)):
         board = SimpleNamespace(torch=torch, device="cpu", machine=MACHINES[machine])
-        return CodedProduct(board, "s3-e4m3", rounded, shape, copies)
+        name = "nvfp4" if rounded == "fp4" else "s3-e4m3"
+        return CodedProduct(board, name, rounded, shape, copies)
 
     return make
 
@@ -41,7 +42,9 @@ def rows():
     return lambda m: activations(m, K)
 
 
-@pytest.mark.parametrize(("machine", "rounded"), [("sm90", "fp8"), ("sm80", "float16")])
+@pytest.mark.parametrize(
+    ("machine", "rounded"), [("sm90", "fp8"), ("sm80", "float16"), ("sm120", "fp4")]
+)
 def test_every_check_of_the_run_holds_for_our_products(coded, check, rows, machine, rounded):
     product = coded(machine, rounded)
     x = rows(9)

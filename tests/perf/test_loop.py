@@ -11,8 +11,11 @@ import pytest
 
 from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError
-from unspool.matmul.cuda.recipe import TERMS, recipe
+from unspool.matmul.cuda.jit import OPTIONS
+from unspool.matmul.cuda.recipe import RUN_COLUMNS, TERMS, recipe
+from unspool.matmul.cuda.source import ROTATE_WARPS, prepare_kernel
 from unspool.perf.loop import count_loop
+from unspool.perf.machine_code import kernels
 from unspool.perf.toolchain import toolchain, why_not
 from unspool.spec.catalog import FORMATS
 
@@ -46,6 +49,33 @@ def test_a_loop_takes_little_beside_decoding(tools, name, machine):
     assert found.columns == 16
     assert 0 < found.beside <= MOST_BESIDE, f"{found.total} with decoding at {found.decode}"
     assert (found.spills, found.traps) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nvfp4",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("m2-e2m1", "t2-e2m1", "m3-e2m1")),
+    ],
+)
+def test_fp4_loops_take_little_beside_decoding(tools, name):
+    found = count_loop(recipe(FORMATS[name], MACHINES["sm120"], "fp4"), 16, tools)
+    assert 0 < found.beside <= MOST_BESIDE, f"{found.total} with decoding at {found.decode}"
+    assert (found.spills, found.traps) == (0, ())
+    assert found.opcodes["OMMA"] == 32  # two column blocks: 512 weights a thread, 32 each
+
+
+@pytest.mark.parametrize("columns", [4096, pytest.param(49152, marks=pytest.mark.slow)])
+def test_the_kernel_that_makes_fp4_activations_does_not_spill(tools, columns):
+    made = recipe(FORMATS["m2-e2m1"], MACHINES["sm120"], "fp4")
+    kernel = prepare_kernel(made, tokens=16, columns=columns, dtype="bfloat16")
+    cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
+    found = kernels(tools.disassemble(cubin), cubin)[kernel.name]
+    packed = [opcode for opcode in found.opcodes if opcode.startswith("F2FP") and "E2M1" in opcode]
+    assert len(packed) == 2 * columns // (
+        RUN_COLUMNS * ROTATE_WARPS
+    )  # four operands a lane and run
+    assert found.spills == 0
 
 
 @pytest.mark.parametrize(("name", "machine"), [("mxfp4", "sm90"), *EVERY])

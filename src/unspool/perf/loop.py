@@ -27,7 +27,7 @@ from unspool.perf.toolchain import Toolchain
 SLOTS = 4
 """Stages in flight; no count depends on it."""
 
-_FEEDS = re.compile(r"^[HQI]MMA|^[HQI]GMMA|^STT")
+_FEEDS = re.compile(r"^[HQIO]MMA|^[HQI]GMMA|^STT")
 """mma.sync, wgmma, and the store to tensor memory."""
 
 

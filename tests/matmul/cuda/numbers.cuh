@@ -39,3 +39,12 @@ UNSPOOL_KERNEL(bytes_e3m2, Numbers, a) { all_bytes<Kind::f8f6f4_e3m2>(a); }
 UNSPOOL_KERNEL(to_f16, Numbers, a) { convert_all(a, f16_of); }
 UNSPOOL_KERNEL(to_bf16, Numbers, a) { convert_all(a, bf16_of); }
 UNSPOOL_KERNEL(to_e4m3, Numbers, a) { convert_all(a, e4m3_of); }
+UNSPOOL_KERNEL(to_e2m1, Numbers, a) {
+    for (int i = thread_index(); i < a.count / 4; i += 32) {
+        const Quad of = load_global<Quad>(a.in + 16 * i);
+        const word four[4] = {of.x, of.y, of.z, of.w};
+        float values[4];
+        std::memcpy(values, four, sizeof(four));
+        store_global<word>(a.out + 4 * i, e2m1_of(values[0], values[1], values[2], values[3]));
+    }
+}

@@ -42,7 +42,7 @@ def stored_words(units: np.ndarray, made: Geometry) -> np.ndarray:
         part = steps[..., at : at + width * THREADS]
         parts.append(part.reshape(*steps.shape[:3], THREADS, width))
         at += width * THREADS
-    return np.concatenate(parts, axis=-1)
+    return np.concatenate(parts, axis=-1)[..., np.argsort(made.words())]
 
 
 def decoded(units: np.ndarray, made: Recipe, levels: np.ndarray) -> np.ndarray:
@@ -54,8 +54,8 @@ def decoded(units: np.ndarray, made: Recipe, levels: np.ndarray) -> np.ndarray:
     bits = emitted(shape.lowering, registers).reshape(*rings.shape[:5], ROWS, shape.tile_columns)
     blocks, stages, steps = bits.shape[:3]
     split = bits.reshape(blocks, stages, steps, BLOCK_ROWS // ROWS, QUARTER, *bits.shape[4:])
-    # block, ring down, row | stage, step, thread, ring, column
-    return split.transpose(0, 3, 6, 1, 2, 4, 5, 7).reshape(blocks * BLOCK_ROWS, -1)
+    # block, ring down, row | stage, step, ring, thread, column
+    return split.transpose(0, 3, 6, 1, 2, 5, 4, 7).reshape(blocks * BLOCK_ROWS, -1)
 
 
 @pytest.mark.parametrize("name", ["t2-e2m1", "m3-e4m3", "v1.5-e2m1", "mxfp4", "t3.5-e2m3"])

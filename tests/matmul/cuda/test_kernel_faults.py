@@ -18,6 +18,9 @@ from unspool.matmul.cuda import simulate
 
 N, K, TOKENS = 261, 1800, 5
 
+Case = tuple[str, str, str]
+"""Format, machine, activations."""
+
 Fault = tuple[str, str]
 """Right text, wrong text. FAULT is 1 where the fault is chosen, else 0."""
 
@@ -114,14 +117,29 @@ TCGEN05 = (
     skip("barrier_arrive(pipeline.empty + slot)"),
 )
 
-FAULTS: dict[tuple[str, str], tuple[Fault, ...]] = {
-    ("sm89", "fp8x2"): FINISH + MMA_SYNC,
-    ("sm90", "fp8x2"): FINISH + PIPELINE + WGMMA,
-    ("sm90", "fp8"): WGMMA_TWO_SETS,
-    ("sm90", "fp8x3"): WGMMA_ONE_SET,
-    ("sm100", "fp8x2"): FINISH + PIPELINE + TCGEN05,
+UNIT_SCALES = (
+    ("128 * b + 4 * place.lane", "(128 * b + 4 * place.lane ^ 4 * FAULT)"),  # another slice
+    ("128 * b + 4 * place.lane", "(128 * b + 4 * place.lane ^ 16 * FAULT)"),  # another token
+    ("threads * pair + place.thread", "(threads * pair + place.thread ^ FAULT)"),  # another row
+    ("threads * pair + place.thread", "(threads * pair + place.thread ^ 4 * FAULT)"),
+    ("threads * pair + place.thread", "(threads * pair + place.thread ^ threads * FAULT)"),
+    ("[pair][1] = four.y;", "[pair][1] = FAULT ? four.x : four.y;"),  # the rows above
+    ("slice % 2, slice", "slice % 2 ^ FAULT, slice"),
+    ("slice % 4);", "slice % 4 ^ FAULT);"),
+    ("slice / 2][j]", "slice / 2 ^ FAULT][j]"),
+    ("scales.weights[slice / 2", "FAULT ? four_ones : scales.weights[slice / 2"),
+    ("scales.tokens[block],", "FAULT ? scales.tokens[block] >> 8 : scales.tokens[block],"),
+    ("activations + operand_stage_bytes,", "activations + operand_stage_bytes - 128 * FAULT,"),
+)
+
+FAULTS: dict[Case, tuple[Fault, ...]] = {
+    ("t2-e2m1", "sm89", "fp8x2"): FINISH + MMA_SYNC,
+    ("t2-e2m1", "sm90", "fp8x2"): FINISH + PIPELINE + WGMMA,
+    ("t2-e2m1", "sm90", "fp8"): WGMMA_TWO_SETS,
+    ("t2-e2m1", "sm90", "fp8x3"): WGMMA_ONE_SET,
+    ("t2-e2m1", "sm100", "fp8x2"): FINISH + PIPELINE + TCGEN05,
+    ("nvfp4", "sm120", "fp4"): UNIT_SCALES,
 }
-"""By machine and activations."""
 
 
 def with_faults(faults: tuple[Fault, ...]) -> Callable[[str], str]:
@@ -136,11 +154,11 @@ def with_faults(faults: tuple[Fault, ...]) -> Callable[[str], str]:
 
 
 @pytest.fixture
-def error_of(product, expected, tokens) -> Callable[[tuple[str, str], int], float]:
+def error_of(product, expected, tokens) -> Callable[[Case, int], float]:
     """The largest error of a product with one fault awake, in units of the sum of magnitudes."""
 
-    def run(case: tuple[str, str], fault: int) -> float:
-        found = product("t2-e2m1", *case, n=N, k=K, patch=with_faults(FAULTS[case]))
+    def run(case: Case, fault: int) -> float:
+        found = product(*case, n=N, k=K, patch=with_faults(FAULTS[case]))
         source = found.patch(found.kernel(found.plan(TOKENS)).source)
         library = simulate.build(source).library
         ctypes.c_int.in_dll(library, "fault_number").value = fault
@@ -162,7 +180,7 @@ def test_without_a_fault_the_product_is_right(error_of, case):
 @pytest.mark.parametrize(
     ("case", "fault"),
     [
-        pytest.param(case, number, id=f"{case[0]} {wrong.splitlines()[0]} {number}")
+        pytest.param(case, number, id=f"{case[1]} {wrong.splitlines()[0]} {number}")
         for case, faults in FAULTS.items()
         for number, (_, wrong) in enumerate(faults, 1)
     ],

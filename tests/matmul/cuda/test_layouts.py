@@ -60,6 +60,12 @@ SM80_D = Cute(((4, 32), (8, 1)), ((2, 16), (2, 8)))
 # mma_traits_sm89.hpp: four values a register
 SM89_A = Cute(((4, 64), (8, 1)), ((4, 16), (2, 8), (2, 256)))
 SM89_B = Cute(((4, 32), (8, 1)), ((4, 8), (2, 128)))
+# mma_traits_sm120.hpp, SM120_16x8x64_TN_VS: eight values a register; SFALayout, SFBLayout: a scale
+# for sixteen values, of which a byte is looked at
+SM120_A = Cute(((4, 128), (8, 1)), ((8, 16), (2, 8), (2, 512)))
+SM120_B = Cute(((4, 64), (8, 1)), ((8, 8), (2, 256)))
+SM120_SFA = Cute(((2, 8), (2, 0), (8, 1)), ((64, 16),))
+SM120_SFB = Cute(((4, 0), (8, 1)), ((64, 8),))
 # mma_traits_sm90_gmma.hpp: ALayout_64x16, ALayout_64x32, CLayout_64xN
 GMMA_A16 = Cute(((4, 128), (8, 1), (4, 16)), ((2, 64), (2, 8), (2, 512)))
 GMMA_A8 = Cute(((4, 256), (8, 1), (4, 16)), ((4, 64), (2, 8), (2, 1024)))
@@ -76,6 +82,10 @@ SECOND = [
     ("a_spot", Second(SM89_A, 16, 4)),
     ("b_spot", Second(SM80_B, 8, 2)),
     ("b_spot", Second(SM89_B, 8, 4)),
+    ("a_spot", Second(SM120_A, 16, 8)),
+    ("b_spot", Second(SM120_B, 8, 8)),
+    ("scale_a_spot", Second(SM120_SFA, 16, 16)),
+    ("scale_b_spot", Second(SM120_SFB, 8, 16)),
     ("d_spot", Second(SM80_D, 16, 1)),
     ("group_a_spot", Second(GMMA_A16, 64, 2)),
     ("group_a_spot", Second(GMMA_A8, 64, 4)),
@@ -98,7 +108,22 @@ def test_every_fragment_has_a_second_source() -> None:
     assert {name for name, _ in SECOND} == set(FRAGMENTS)
 
 
-@pytest.mark.parametrize("name", sorted(set(FRAGMENTS) - {"row_spot"}))
+SELECTED = {"scale_a_spot": (2, 2), "scale_b_spot": (1, 4)}
+"""Threads of a quad that look alike: in steps of, and how many (PTX ISA: thread-id-a is 0 or 1 and
+names threads 0 and 1 or 2 and 3 of a quad, thread-id-b is 0 to 3 and names one)."""
+
+
+@pytest.mark.parametrize("name", SELECTED)
+def test_every_selector_names_threads_that_have_all_scales_once(name: str) -> None:
+    places, (step, count) = FRAGMENTS[name].places(), SELECTED[name]
+    for selector in range(count):
+        chosen = [thread for thread in range(32) if thread // step % count == selector]
+        found = {tuple(place) for place in places[chosen].reshape(-1, 2)}
+        assert len(found) == 4 * len(chosen) == 4 * (32 // count)
+    assert f"return thread / {step} % {count};" in FRAGMENTS[name].cpp(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(FRAGMENTS) - {"row_spot", *SELECTED}))
 def test_a_fragment_covers_its_matrix_once(name: str) -> None:
     places = FRAGMENTS[name].places().reshape(-1, 2)
     rows, columns = places.max(0) + 1
@@ -147,8 +172,9 @@ def test_operand_b_lies_as_cute_lays_it_without_swizzle() -> None:
 
 
 def test_formats_are_those_of_cutlass() -> None:
-    # enum class MXF8F6F4Format; F16F32Format::F16; CFormat::F32
+    # enum class MXF8F6F4Format; F16F32Format::F16; MXF4Format::E2M1; CFormat::F32
     theirs = {"e4m3": 0, "e5m2": 1, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4, "f8f6f4_e2m1": 5, "f16": 0}
+    theirs["mxf4nvf4"] = 1
     assert dict(layouts.FORMATS) == theirs
     assert layouts.FLOAT32_FORMAT == 1
 

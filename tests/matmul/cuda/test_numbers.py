@@ -60,6 +60,15 @@ CONVERSIONS = {
 }
 
 
+def test_four_floats_become_four_packed_e2m1(kernels):
+    ties = np.arange(0, 8, 0.125, np.float32)
+    given = np.concatenate((ties, -ties, [1e-30, 1e30, -1e30, 5.1]), dtype=np.float32)
+    bits = run(kernels, "to_e2m1", given, np.zeros(given.size // 4, np.uint32))
+    found = bits[:, None] >> np.array([0, 4, 8, 12]) & 15
+    want = np.clip(given, -6, 6).astype(ml_dtypes.float4_e2m1fn)  # saturating
+    np.testing.assert_array_equal(found.reshape(-1), want.view(np.uint8))
+
+
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_conversions_round_to_nearest_even(kernels, name):
     rng = np.random.default_rng(0)

@@ -29,14 +29,17 @@ QUICK = [
     ("nf4", "sm100", "auto"),
     ("s3-e4m3", "sm120", "auto"),
     ("v1.5-e2m1", "sm120", "fp8x3"),
+    ("m2-e2m1", "sm120", "fp4"),
+    ("nvfp4", "sm120", "fp4"),
 ]
+FP4 = ("t1-e2m1", "v1.5-e2m1", "t1.5-e2m1", "t2-e2m1", "m3-e2m1", "mxfp4")
 NAMES = ("t1-e2m1", "t2.5-e2m3", "t4-e2m3", "m3-e2m3", "m3-e4m3", "s4-e4m3", "fp8-e4m3", "fp8-e5m2",
          "mxfp8", "mxfp6-e2m3", "mxfp6-e3m2", "int8", "lut3-row", "m2-e4m3", "t2-e2m1")  # fmt: skip
 SLOW = [
     pytest.param(name, machine, "auto", marks=pytest.mark.slow)
     for name in NAMES
     for machine in ("sm80", "sm89", "sm90", "sm100", "sm120")
-]
+] + [pytest.param(name, "sm120", "fp4", marks=pytest.mark.slow) for name in FP4]
 
 
 @pytest.mark.parametrize(("name", "machine", "activations"), [*QUICK, *SLOW])
@@ -55,6 +58,31 @@ def test_odd_sizes(product, expected, tokens, machine, n, k):
     found, x = product("s3-e4m3", machine, n=n, k=k), tokens(2, k)
     want, magnitude = expected(found, x)
     assert (np.abs(found(x) - want) <= BOUND * magnitude + 1e-30).all()
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (257, 769)])
+def test_odd_sizes_of_fp4(product, expected, tokens, n, k):
+    found, x = product("nvfp4", "sm120", "fp4", n=n, k=k), tokens(2, k)
+    want, magnitude = expected(found, x)
+    assert (np.abs(found(x) - want) <= BOUND * magnitude + 1e-30).all()
+
+
+def test_blocks_that_share_fp4_rows_give_a_token_the_same_bits_in_any_batch(
+    product, expected, tokens
+):
+    found, x = product("nvfp4", "sm120", "fp4", n=520, k=1200, blocks=5), tokens(12, 1200)
+    whole, (want, magnitude) = found(x), expected(found, x)
+    assert (np.abs(whole - want) <= 2 * BOUND * magnitude).all()
+    for first, last in ((0, 1), (3, 11), (11, 12)):
+        np.testing.assert_array_equal(found(x[first:last]), whole[first:last])
+
+
+@pytest.mark.parametrize("activations", [pytest.param("fp8", marks=pytest.mark.slow), "fp4"])
+def test_tokens_too_small_for_a_scale_are_zeros(product, tokens, activations):
+    x = tokens(2, K)
+    x[0] *= 2.0**-124
+    x[0, 5] = 0
+    assert (product("m2-e2m1", "sm120", activations)(x)[0] == 0).all()
 
 
 @pytest.mark.parametrize("machine", ["sm89", "sm90", "sm100"])

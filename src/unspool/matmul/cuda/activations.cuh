@@ -112,12 +112,12 @@ struct Scaling {
     float inverse, scale;  // operand = value * inverse; value = operand * scale
 };
 
-// FP8: the largest becomes the operand's, 448. binary16: a power of two puts it into [2**14, 2**15). A row that is
+// FP8: the largest becomes the operand's, 448; FP4: that times the scale's, 6 * 448. binary16: a power of two puts it into [2**14, 2**15). A row that is
 // not finite gets NaN for a scale, and zeros: its results are NaN, and no other's.
 UNSPOOL_DEVICE Scaling scaling_of(word largest) {
     if (largest >= 0x7F800000) return {0.0f, as_float(0x7FC00000)};
-    if (largest < 0x00800000) return {0.0f, 0.0f};  // zero, or too small for an FP32 inverse
-    if (operand_bits == 8) return {largest_operand / as_float(largest), as_float(largest) / largest_operand};
+    if (as_float(largest) < smallest_row) return {0.0f, 0.0f};  // or there is no FP32 inverse
+    if (operand_bits != 16) return {largest_operand / as_float(largest), as_float(largest) / largest_operand};
     int shift = 141 - int(largest >> 23);
     shift = shift > 126 ? 126 : shift;
     return {as_float(word(127 + shift) << 23), as_float(word(127 - shift) << 23)};
@@ -155,6 +155,50 @@ UNSPOOL_DEVICE void store_value(
     }
 }
 
+// FP4 (NVFP4): of 16 operands side by side a sixth of the largest becomes an E4M3, their scale; every
+// one over that an E2M1. A run is half a stage; its 128 values pass through shared memory, for the
+// 16 are not in one lane: they stand in the order of operand B.
+UNSPOOL_DEVICE void store_run(const ActivationArguments& a, char* tile, int token, int run, int lane,
+                              char* scratch, const float (&values)[4]) {
+    constexpr int runs = steps * step_columns / 128;
+    const int stage = run / runs;
+    if (stage >= a.stages) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int column = 4 * lane + i, step = column / step_columns;
+        const int position = load_global<unsigned short>(a.positions + column % step_columns);
+        store_shared<float>(scratch + 4 * (step * step_columns + position), values[i]);
+    }
+    sync_warp();
+    const Quad four = load_shared<Quad>(scratch + 16 * lane);
+    sync_warp();  // the next run may be stored
+    word largest = 0;
+    const word bits[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const word magnitude = bits[i] & 0x7FFFFFFF;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+#pragma unroll
+    for (int mask = 1; mask < 4; mask *= 2) {
+        const word other = shuffle_xor(largest, mask);
+        largest = other > largest ? other : largest;
+    }
+    const word scale = e4m3_of(as_float(largest) * (1 / 6.0f));
+    const float inverse = scale ? 1 / value_of_e4m3(scale) : 0.0f;
+    float scaled[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scaled[i] = as_float(bits[i]) * inverse;
+    const int place = run % runs * 128 + 4 * lane, slice = place / 64, block = token / 8;
+    char* to = tile + 1LL * stage * activation_bytes;
+    char* at = to + (place / operands_per_half * column_blocks + block) * 128 + token % 8 * 16;
+    store_global<unsigned short>(
+        at + place % operands_per_half / 2,
+        (unsigned short)e2m1_of(scaled[0], scaled[1], scaled[2], scaled[3]));
+    char* scales = to + operand_stage_bytes + slice / 4 * 16 * columns + 16 * token + slice % 4 * 4;
+    if (lane % 4 == 0) store_global<unsigned char>(scales + place % 64 / 16, (unsigned char)scale);
+}
+
 UNSPOOL_DEVICE void prepare(const ActivationArguments& a) {
     const int thread = thread_index(), lane = thread % 32, slot = block_index();
     const int source = a.sources ? load_global<int>(a.sources + slot) : slot;
@@ -166,13 +210,18 @@ UNSPOOL_DEVICE void prepare(const ActivationArguments& a) {
     if (thread == 0) store_global<float>(a.token_scales + slot, scaling.scale);
     char* tile = a.output + 1LL * (slot / tokens) * a.stages * activation_bytes;
 #pragma unroll
-    for (int s = 0; s < segments; ++s)
+    for (int s = 0; s < segments; ++s) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const bool finite = scaling.inverse != 0.0f;
-            const float value = finite ? values[s][i] * scaling.inverse : 0.0f;
-            store_value(a, tile, slot % tokens, first + 128 * s + i, value);
+            values[s][i] = finite ? values[s][i] * scaling.inverse : 0.0f;
+            if (!block_scaled)
+                store_value(a, tile, slot % tokens, first + 128 * s + i, values[s][i]);
         }
+        if (block_scaled)
+            store_run(a, tile, slot % tokens, first / 128 + s, lane,
+                      shared_memory() + 4 * rotate_warps + 512 * (thread / 32), values[s]);
+    }
 }
 
 }  // namespace unspool

@@ -5,7 +5,7 @@
 //   threads        128: a warpgroup                     token_blocks, terms   columns of the product
 //   steps          of a stage                           slices                of a step
 //   step_words     stored words of a thread's step      ring_words, rings     of a thread's step
-//   code_bytes, unit_bytes, level_steps                 as recipe.py has them
+//   code_bytes, unit_bytes, level_steps, block_scaled   as recipe.py has them
 //   kind           of product                           slots                 stages in flight
 //   term_step      what a term is worth of the one before it, inverted
 #ifndef UNSPOOL_ARGUMENTS
@@ -32,7 +32,9 @@ struct Arguments {
 constexpr int tokens = 8 * token_blocks;        // of a tile
 constexpr int column_blocks = terms * token_blocks;
 constexpr int columns = 8 * column_blocks;      // of the product, [term][token]
-constexpr int activation_bytes = steps * slices * 32 * columns;
+constexpr int operand_stage_bytes = steps * slices * 32 * columns;
+// FP4: behind the operands [slice / 4][column][slice % 4] four E4M3, one per 16 of a slice
+constexpr int activation_bytes = operand_stage_bytes + block_scaled * steps * slices * 4 * columns;
 constexpr int stage_bytes = unit_bytes + activation_bytes;
 constexpr int products = 4;                     // of 16 rows (per warp) that take a ring's 8 rows
 

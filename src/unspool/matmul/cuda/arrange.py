@@ -2,11 +2,13 @@
 
     unit      [row block][stage]: codes, then the scales of its blocks; one contiguous copy
     codes     [step][vector][thread][word]: a warp's load of a vector is 512 (256, 128) bytes
-    scales    binary16 [block][row of the row block]
+    scales    binary16 [block][row of the row block]; where the matrix unit applies them E4M3
+              [two slices][thread][rows 2 j, 2 j + 1 of its ring][of 16 columns], see `_unit_blocks`
     row scale float32 [row]: what multiplies the finished sum
 
 Both are bijections of what is stored, except that scales are turned into binary16 times a power of
-two per row: exact for E4M3 and FP16 scales, and for E8M0 down to 2**-39 of a row's largest.
+two per row: exact for E4M3 and FP16 scales, and for E8M0 down to 2**-39 of a row's largest. E8M0
+as E4M3 has to be exact: down to 2**-17 of a row's largest.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ import numpy as np
 
 from unspool.decode.lowering import reorder
 from unspool.encode.rotate import signs
+from unspool.errors import WeightError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, Geometry
-from unspool.matmul.cuda.recipe import REGISTERS, ROW, SUMS, Recipe
+from unspool.matmul.cuda.recipe import REGISTERS, ROW, SUMS, UNIT, UNIT_BLOCK, Recipe
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
+from unspool.spec.operand import E4M3
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8, UInt32
 
+_UNIT_TOP = 2.0**8
 _TOP = 15
 """Scales are at most 2**15 as binary16, and so are weights multiplied with them."""
 
@@ -80,10 +85,10 @@ def _codes(codes: np.ndarray, made: Geometry) -> UInt8[np.ndarray, "row_blocks s
     down, across, words = stored.shape
     rings = BLOCK_ROWS // ROWS
     stages = across * made.tile_columns // made.stage_columns
-    split = stored.reshape(down // rings, rings, stages, made.steps, QUARTER, made.rings * words)
-    threads = split.transpose(0, 2, 3, 1, 4, 5).reshape(
+    split = stored.reshape(down // rings, rings, stages, made.steps, made.rings, QUARTER, words)
+    threads = split.transpose(0, 2, 3, 1, 5, 4, 6).reshape(
         down // rings, stages, made.steps, rings * QUARTER, made.step_words
-    )
+    )[..., made.words()]
     vectors = [
         threads[..., first : first + width].reshape(*threads.shape[:3], -1)
         for first, width in made.vectors
@@ -111,6 +116,8 @@ def _scales(
         return row.astype(np.float32), None
     factor = _factors(scales, made)
     row[:stored] = tensor * emitted / factor
+    if made.scales == UNIT:
+        return row.astype(np.float32), _unit_blocks(scales * factor[:, None], made, rows, across)
     halves = (scales * factor[:, None]).astype(np.float16)
     return row.astype(np.float32), _blocks(halves, made, rows, across)
 
@@ -119,6 +126,8 @@ def _factors(scales: np.ndarray, made: Recipe) -> np.ndarray:
     """A power of two per row that makes the most of binary16, for weights in registers as well."""
     largest = scales.max(axis=1)
     top = np.where(largest > 0, largest, 1.0)
+    if made.scales == UNIT:  # E4M3 as they are, powers of two up to its largest, 2**8
+        return np.ones_like(top) if made.format.scale.operand is E4M3 else _UNIT_TOP / top
     room = _TOP - np.ceil(np.log2(top))
     if made.scales == REGISTERS:
         values = made.format.code.operand.values()
@@ -142,6 +151,37 @@ def _blocks(halves: np.ndarray, made: Recipe, rows: int, across: int) -> np.ndar
     split = halves.reshape(rows // BLOCK_ROWS, BLOCK_ROWS, stages, made.scale_blocks)
     ordered = np.ascontiguousarray(split.transpose(0, 2, 3, 1)).reshape(*split.shape[::2], -1)
     return ordered.view(np.uint8)
+
+
+def _unit_blocks(scales: np.ndarray, made: Recipe, rows: int, across: int) -> np.ndarray:
+    """Bytes `[row blocks, stages, 256 x stage columns / 16]` of scales `[row, block]`.
+
+    Thread t of a quad has the scales of row 2 j + t % 2 of its ring for slice t // 2 of a pair.
+    """
+    geometry, block = made.geometry, made.format.scale.block
+    assert block is not None
+    positive = E4M3.values()[:0x7F]
+    patterns = np.searchsorted(positive, scales).clip(max=len(positive) - 1)
+    if (wrong := positive[patterns] != scales).any():
+        raise WeightError(
+            "a scale is no E4M3 without a sign, which FP4 products need",
+            where=f"row {int(np.argmax(wrong.any(axis=1)))}",
+            found=float(scales[wrong][0]),
+            allowed="other activations: fp8x2",
+        )
+    columns = across * geometry.tile_columns
+    starts = np.arange(0, columns, geometry.step_columns)[:, None]
+    firsts = (starts + geometry.columns().reshape(-1, UNIT_BLOCK)[:, 0]).reshape(-1)
+    missing = max(0, int(firsts.max()) // block + 1 - patterns.shape[1])
+    padded = np.pad(patterns, ((0, rows - len(patterns)), (0, missing)))
+    stages = columns // geometry.stage_columns
+    split = (
+        padded[:, firsts // block]
+        .astype(np.uint8)
+        .reshape(rows // BLOCK_ROWS, BLOCK_ROWS // ROWS, ROWS // 2, 2, stages, -1, 2, QUARTER)
+    )  # row block, ring, j, row of two | stage, pair, slice of two, 16 columns
+    ordered = np.ascontiguousarray(split.transpose(0, 4, 5, 1, 6, 3, 2, 7))
+    return ordered.reshape(rows // BLOCK_ROWS, stages, -1)
 
 
 def _levels(

@@ -4,7 +4,7 @@ A warpgroup of 128 threads covers 256 rows. Its thread (warp w, g = lane // 4, t
 whole rings, of 8 rows each, and for a row of MMA operand A the registers that the unit wants:
 
     rings down      8 w + g                      32 rings of 8 rows: a row block of 256
-    rings across    t of a step's 4 (or 8)
+    rings across    t of a step's 4; where it takes two, t and t + 4
     row i of a ring -> row g + 8 (i % 2) of the 16 rows that warp w gives to product i // 2
 
 A *slice* is what one instruction reads of a row: 32 bytes, 16 binary16 or 32 8-bit operands or 64
@@ -64,6 +64,11 @@ class Geometry:
         return self.rings * self.ring_words // 2
 
     @property
+    def slice_columns(self) -> int:
+        """Columns of a slice."""
+        return SLICE_BYTES // 4 * self.lowering.slot.per_register
+
+    @property
     def step_columns(self) -> int:
         """Columns of a step."""
         return QUARTER * self.rings * self.tile_columns
@@ -72,6 +77,15 @@ class Geometry:
     def step_words(self) -> int:
         """Stored words of a step per thread."""
         return self.rings * self.lowering.words
+
+    def words(self) -> Int[np.ndarray, " words"]:
+        """Which word of a step, `[ring][word]`, is stored at which place: two of each ring in turn.
+
+        So plain E2M1 is loaded as operand A wants it, rows 2 j and 2 j + 1 of either ring.
+        """
+        together = 2 - self.lowering.words % 2
+        order = np.arange(self.step_words).reshape(self.rings, -1, together)
+        return order.swapaxes(0, 1).reshape(-1)
 
     @property
     def steps(self) -> int:
@@ -102,7 +116,7 @@ class Geometry:
         """The column of a step that stands in every operand slot of a slice."""
         slots = self.lowering.slot.per_register
         words = np.array(self.lowering.places).reshape(ROWS, -1, slots)[0] % self.tile_columns
-        rings = np.arange(QUARTER * self.rings).reshape(QUARTER, self.rings)
+        rings = np.arange(QUARTER * self.rings).reshape(self.rings, QUARTER).T
         columns = rings[:, :, None, None] * self.tile_columns + words  # thread ring word slot
         return columns.reshape(QUARTER, self.slices, 2, slots).transpose(1, 2, 0, 3)
 

@@ -54,7 +54,18 @@ class Fragment:
         return (
             f"// {self.source}\n"
             f"constexpr Spot {name}(int thread, int i) {{\n    return {{{row}, {column}}};\n}}\n"
+            + self._selector(name)
         )
+
+    def _selector(self, name: str) -> str:
+        """Threads alike in rows and columns: which of them an instruction has to name."""
+        below = 1
+        for digit in self.threads:
+            if not (digit.row or digit.column):
+                number = f"thread / {below} % {digit.size}"
+                return f"constexpr int {name}_selector(int thread) {{\n    return {number};\n}}\n"
+            below *= digit.size
+        return ""
 
 
 _QUAD = Digit(size=4, column=1)
@@ -64,6 +75,9 @@ _WARPS = Digit(size=4, row=16)
 _LOWER = Digit(size=2, row=8)
 _RIGHT = Digit(size=2, column=4)
 _NEXT = Digit(size=2, column=1)
+_EITHER_PAIR = Digit(size=2)
+_ANY_OF_QUAD = Digit(size=4)
+_SCALES = Digit(size=4, column=1)
 
 FRAGMENTS: Mapping[str, Fragment] = {
     "a_spot": Fragment(
@@ -81,6 +95,18 @@ FRAGMENTS: Mapping[str, Fragment] = {
         source="Matrix fragments for mma.m16n8k16 with floating point type, and mma.m16n8k32",
         threads=(_PAIR, _GROUP),
         registers=(_NEXT, _LOWER),
+    ),
+    "scale_a_spot": Fragment(
+        # registers: bytes of the one word; a column is 16 operands of a slice
+        source="mma with block scaling: scale_A of .scale_vec::4X, thread-id-a; byte-id-a is 0",
+        threads=(_LOWER, _EITHER_PAIR, _GROUP),
+        registers=(_SCALES,),
+    ),
+    "scale_b_spot": Fragment(
+        # a row of this table is a column of operand B
+        source="mma with block scaling: scale_B of .scale_vec::4X, thread-id-b; byte-id-b is 0",
+        threads=(_ANY_OF_QUAD, _GROUP),
+        registers=(_SCALES,),
     ),
     "group_a_spot": Fragment(
         source="Register fragments for wgmma.mma_async.m64nNk16 and m64nNk32: matrix A",
@@ -162,13 +188,15 @@ FLOAT32_FORMAT = 1
 """Of d_format."""
 
 FORMATS: Mapping[str, int] = {
-    "f16": 0, "e4m3": 0, "e5m2": 1, "f8f6f4_e2m1": 5, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4
+    "f16": 0, "e4m3": 0, "e5m2": 1, "f8f6f4_e2m1": 5, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4,
+    "mxf4nvf4": 1,
 }  # fmt: skip
 """Kind of product, in the order of the wrappers' Kind -> a_format. b_format is 0: binary16 for f16,
-E4M3 for all others."""
+E4M3 for all others; with mxf4nvf4 that of E2M1 (no kernel has it on sm_100)."""
 
 CONTAINER_SHIFTS: Mapping[str, int] = {
-    "f16": 0, "e4m3": 0, "e5m2": 0, "f8f6f4_e2m1": 2, "f8f6f4_e2m3": 0, "f8f6f4_e3m2": 0
+    "f16": 0, "e4m3": 0, "e5m2": 0, "f8f6f4_e2m1": 2, "f8f6f4_e2m3": 0, "f8f6f4_e3m2": 0,
+    "mxf4nvf4": 0,
 }  # fmt: skip
 """Where a narrow float begins in its byte. PTX ISA, mma with .kind::f8f6f4: four bits in the
 middle, six at the bottom; tensor memory is believed to have them the same."""

@@ -13,6 +13,7 @@ namespace unspool {
 // them (otherwise each is moved: 0.15 instructions per weight).
 constexpr int matrices = 2 * column_blocks;  // of a slice, 8 columns x 16 bytes each
 using Tokens = word[slices][column_blocks][2];
+constexpr int slice_pairs = steps * slices / 2;  // of a stage
 
 // LDSM takes the address of a row from every lane: lanes 0-7 and 8-15 give the halves of one
 // column block, lanes 16-31 those of the next.
@@ -36,7 +37,42 @@ UNSPOOL_DEVICE void load_tokens(const char* step, int lane, Tokens& tokens_of) {
     }
 }
 
-UNSPOOL_DEVICE void multiply_step(const Weights& weights, const Tokens& tokens_of, Sums& sums) {
+// Scales that the matrix unit applies to FP4: words of four, which the threads of a quad hold for
+// different slices, so that a load serves four slices of a column, or two of a row and that below it.
+struct UnitScales {
+    word weights[slice_pairs][products], tokens[column_blocks];
+};
+constexpr word four_ones = 0x38383838;
+
+UNSPOOL_DEVICE void load_unit_scales(
+    const char* of_weights, const char* of_tokens, const Place& place, UnitScales& scales) {
+#pragma unroll
+    for (int b = 0; b < column_blocks; ++b)
+        scales.tokens[b] = load_shared<word>(of_tokens + 128 * b + 4 * place.lane);
+#pragma unroll
+    for (int pair = 0; pair < slice_pairs; ++pair) {
+        Quad four = {four_ones, four_ones, four_ones, four_ones};
+        if (scale_mode == in_unit)
+            four = load_shared<Quad>(of_weights + 16 * (threads * pair + place.thread));
+        scales.weights[pair][0] = four.x;
+        scales.weights[pair][1] = four.y;
+        scales.weights[pair][2] = four.z;
+        scales.weights[pair][3] = four.w;
+    }
+}
+
+template <Kind of>
+UNSPOOL_DEVICE void multiply_slice(float (&d)[4], const word (&a)[4], const word (&b)[2],
+                                   const UnitScales& scales, int slice, int j, int block) {
+    if constexpr (of == Kind::mxf4nvf4)
+        mma_scaled<of>(d, a, b[0], b[1], scales.weights[slice / 2][j], scales.tokens[block],
+                       slice % 2, slice % 4);
+    else
+        mma<of>(d, a, b[0], b[1]);
+}
+
+UNSPOOL_DEVICE void multiply_step(const Weights& weights, const Tokens& tokens_of,
+                                  const UnitScales& scales, int step, Sums& sums) {
 #pragma unroll
     for (int q = 0; q < slices; ++q)
 #pragma unroll
@@ -45,7 +81,8 @@ UNSPOOL_DEVICE void multiply_step(const Weights& weights, const Tokens& tokens_o
             for (int b = 0; b < column_blocks; ++b) {
                 float d[4] = {sums[j][4 * b], sums[j][4 * b + 1], sums[j][4 * b + 2],
                               sums[j][4 * b + 3]};
-                mma<kind>(d, weights[q][j], tokens_of[q][b][0], tokens_of[q][b][1]);
+                multiply_slice<kind>(d, weights[q][j], tokens_of[q][b], scales, step * slices + q,
+                                     j, b);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) sums[j][4 * b + i] = d[i];
             }
@@ -64,6 +101,9 @@ UNSPOOL_DEVICE void multiply_stage(
     const Place& place, Tables& tables, Sums& sums) {
     const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
     Sums part;
+    UnitScales unit_scales;
+    if (block_scaled)
+        load_unit_scales(scales, activations + operand_stage_bytes, place, unit_scales);
 #pragma unroll unrolled_steps
     for (int step = 0; step < steps; ++step) {
         if (level_steps > 0 && step % level_steps == 0)
@@ -77,11 +117,11 @@ UNSPOOL_DEVICE void multiply_stage(
         decode_step(words, tables, weights);
         if (scale_mode == in_registers) scale_step(scales, step, place, weights);
         if (scale_mode != in_sums) {
-            multiply_step(weights, tokens_of, sums);
+            multiply_step(weights, tokens_of, unit_scales, step, sums);
             continue;
         }
         if (step % scale_steps == 0) clear(part);
-        multiply_step(weights, tokens_of, part);
+        multiply_step(weights, tokens_of, unit_scales, step, part);
         if ((step + 1) % scale_steps == 0)
             add_scaled(sums, part, scales, step / scale_steps, place.ring);
     }

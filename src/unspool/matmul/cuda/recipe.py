@@ -5,6 +5,12 @@ float16       binary16, a power of two per token                     11 bits
 fp8x2         the sum of two E4M3 terms, a scale per token           8 bits
 fp8x3         of three                                               12 bits
 fp8           one E4M3                                               4 bits
+fp4           NVFP4: one E2M1, an E4M3 scale per 16 columns          2 bits
+
+fp4 is for what the matrix unit of sm120 scales itself: weights that are exactly E2M1 with a scale
+per row, or per block in E4M3 (or E8M0, where the scales of a row span at most the 18 powers of two
+that are E4M3; `arrange` refuses others). So MXFP4 weights share the NVFP4 product: the unit's own
+for E8M0 wants activations with powers of two for scales as well, which are coarser.
 
 The terms of an activation are columns of one product: two FP8 products cost as much as one of
 binary16, and decoding to FP8 stays one instruction per register.
@@ -13,6 +19,7 @@ binary16, and decoding to FP8 stays one instruction per register.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,9 +28,9 @@ from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, Geometry, geometry
 from unspool.spec.format import Format
-from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, E5M2, FP16
+from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, FP16
 
-TERMS: Mapping[str, int] = {"float16": 1, "fp8": 1, "fp8x2": 2, "fp8x3": 3}
+TERMS: Mapping[str, int] = {"float16": 1, "fp8": 1, "fp8x2": 2, "fp8x3": 3, "fp4": 1}
 """Activations by name, and columns of the product per token."""
 
 ACTIVATIONS = ("auto", *TERMS)
@@ -35,17 +42,27 @@ KINDS: Mapping[Slot, str] = {
     Slot(E2M1, BYTES): "f8f6f4_e2m1",
     Slot(E2M3, BYTES): "f8f6f4_e2m3",
     Slot(E3M2, BYTES): "f8f6f4_e3m2",
+    Slot(E2M1): "mxf4nvf4",
 }
 """Slot of the weights -> kind of product, as the hardware wrappers name them."""
+
+_READ: Mapping[str, str] = {"float16": "binary16", "fp4": "packed E2M1"}
+"""Activations -> what weights have to be beside them; 8-bit floats beside all others."""
 
 LOOPS: Mapping[str, str] = {
     "sm80": "mma_sync", "sm89": "mma_sync", "sm90": "wgmma", "sm100": "tcgen05", "sm120": "mma_sync"
 }  # fmt: skip
 """Machine -> main loop. FP8 mma.sync is emulated on sm90 and sm100 (12 conversions, 2 products)."""
 
-ROW, SUMS, REGISTERS = "row", "sums", "registers"
+ROW, SUMS, REGISTERS, UNIT = "row", "sums", "registers", "unit"
 """Where scales are applied: to the result; to the sums of each block, in FP32; to the decoded
-binary16, for blocks that end inside a step."""
+binary16, for blocks that end inside a step; by the matrix unit, to FP4."""
+
+UNIT_BLOCK = 16
+"""Operands side by side in a slice that the matrix unit gives one scale."""
+
+RUN_COLUMNS = 128
+"""Columns of which a warp of the kernel that makes activations has all at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +95,8 @@ class Recipe:
     def scale_blocks(self) -> int:
         """Blocks of scales that a stage brings along."""
         block = self.format.scale.block
-        return 0 if self.scales == ROW or block is None else max(1, self._stage // block)
+        outside = self.scales in (ROW, UNIT) or block is None
+        return 0 if outside or block is None else max(1, self._stage // block)
 
     @property
     def level_steps(self) -> int:
@@ -88,8 +106,14 @@ class Recipe:
 
     @property
     def unit_bytes(self) -> int:
-        """Stored bytes of a stage of a row block: codes, then binary16 scales `[block, row]`."""
-        return self.geometry.code_bytes + self.scale_blocks * 2 * BLOCK_ROWS
+        """Stored bytes of a stage of a row block: codes, then its scales (`arrange`)."""
+        row_bytes = self._stage // UNIT_BLOCK if self.scales == UNIT else 2 * self.scale_blocks
+        return self.geometry.code_bytes + row_bytes * BLOCK_ROWS
+
+    @property
+    def block_scaled(self) -> bool:
+        """Whether activations have a scale per UNIT_BLOCK columns."""
+        return self.activations == "fp4"
 
     @property
     def _stage(self) -> int:
@@ -120,21 +144,44 @@ def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
 @functools.lru_cache(maxsize=256)
 def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | None, str]:
     """The recipe with exactly these activations, or the reason why there is none."""
-    wide = activations == "float16"
-    able = [slot for slot in slots(fmt.code, machine) if slot in KINDS]
-    able = [slot for slot in able if (slot.operand is FP16) == wide]
+    if activations == "fp4" and LOOPS[machine.name] == "tcgen05":
+        return None, "scales of FP4 blocks belong in tensor memory, where no kernel brings them"
+    wanted = _READ.get(activations, "8-bit floats")
+    able = [slot for slot in slots(fmt.code, machine) if slot in KINDS and _read(slot) == wanted]
     if not able:
-        kind = "binary16" if wide else "8-bit floats"
-        return None, f"its matrix units do not multiply the code's values as {kind}"
+        return None, f"its matrix units do not multiply the code's values as {wanted}"
     found = [geometry(fmt.code, lower(fmt.code, slot, machine)) for slot in able]
     best = min(found, key=lambda g: cost(g.lowering))
-    scales, reason = _scales(fmt, best, wide)
+    wide = activations == "float16"
+    scales, reason = _unit_scales(fmt, best) if activations == "fp4" else _scales(fmt, best, wide)
     if reason:
         return None, reason
     made = Recipe(
         format=fmt, machine=machine, activations=activations, geometry=best, scales=scales
     )
     return made, ""
+
+
+def _read(slot: Slot) -> str:
+    """What operands in a slot are multiplied as."""
+    packed = {FP16: _READ["float16"], E2M1: _READ["fp4"]}
+    return "8-bit floats" if slot.container == BYTES else packed.get(slot.operand, "8-bit floats")
+
+
+def _unit_scales(fmt: Format, made: Geometry) -> tuple[str, str]:
+    """The same for operands that the matrix unit scales."""
+    where, reason = _scales(fmt, made, wide=True)
+    if not reason and RUN_COLUMNS % made.step_columns:
+        reason = f"steps of {made.step_columns} columns are not whole in {RUN_COLUMNS}"
+    if reason or where == ROW:
+        return where, reason
+    block, step = fmt.scale.block, made.step_columns
+    if fmt.scale.operand not in (E4M3, E8M0):
+        return "", "its scales of blocks are not E4M3, as the matrix unit reads them"
+    together = made.columns().reshape(-1, UNIT_BLOCK) // math.gcd(block or step, step)
+    if (together != together[:, :1]).any():
+        return "", f"blocks of {block} columns end among {UNIT_BLOCK} operands of one scale"
+    return UNIT, ""
 
 
 def _scales(fmt: Format, made: Geometry, wide: bool) -> tuple[str, str]:

@@ -15,9 +15,9 @@ from importlib import resources
 
 from unspool.decode.emit_cuda import emit, header
 from unspool.errors import DeclarationError
-from unspool.matmul.cuda.activations import LARGEST, TERM_STEP
+from unspool.matmul.cuda.activations import SMALLEST, TERM_STEP, largest_of
 from unspool.matmul.cuda.geometry import SLICE_BYTES, THREADS
-from unspool.matmul.cuda.recipe import REGISTERS, ROW, SUMS, Recipe
+from unspool.matmul.cuda.recipe import REGISTERS, ROW, RUN_COLUMNS, SUMS, UNIT, UNIT_BLOCK, Recipe
 
 _FOLDER = resources.files("unspool") / "matmul" / "cuda"
 
@@ -36,7 +36,7 @@ LOOP_THREADS: Mapping[str, int] = {
 Constant = int | float | str
 """Of a kernel: an integer, a float32, a kind of product."""
 
-SCALE_MODES = (ROW, SUMS, REGISTERS)
+SCALE_MODES = (ROW, SUMS, REGISTERS, UNIT)
 
 OUTPUTS: Mapping[str, tuple[int, int]] = {
     "float32": (32, 0),
@@ -53,9 +53,6 @@ UNROLLED_WITH_SUMS = 2
 
 ROTATE_WARPS = 16
 ROTATE_THREADS = 32 * ROTATE_WARPS
-LANE_COLUMNS = 128
-"""Columns of a warp's run: four a lane."""
-
 MOST_SEGMENTS = 24
 """Runs of a warp, four registers a thread each: a block of 512 threads leaves it 128."""
 
@@ -106,17 +103,17 @@ def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Ke
     """Activations of `columns` (k) of that type to operand B for tiles of `tokens`."""
     size = made.format.rotation.input_size
     segments = segments_of(columns, size)
-    wide = made.activations == "float16"
     constants = _constants(made, tokens) | {
         "segments": segments,
         "step_columns": made.geometry.step_columns,
-        "operand_bits": 16 if wide else 8,
+        "operand_bits": {"float16": 16, "fp4": 4}.get(made.activations, 8),
         "input_bits": OUTPUTS[dtype][0],
         "input_bfloat": OUTPUTS[dtype][1],
         "rotation": size,
         "rotation_factor": 1 / math.sqrt(size or 1),
         "rotate_warps": ROTATE_WARPS,
-        "largest_operand": float(LARGEST),
+        "largest_operand": float(largest_of(made)),
+        "smallest_row": float(SMALLEST),
     }
     text = "".join((
         *_hardware(ROTATE_THREADS), _made(constants), "namespace unspool::code_0 {}\n",
@@ -127,7 +124,7 @@ def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Ke
         source=text,
         architecture=made.machine.architecture,
         threads=ROTATE_THREADS,
-        shared_bytes=4 * ROTATE_WARPS,
+        shared_bytes=4 * ROTATE_WARPS * (1 + RUN_COLUMNS * made.block_scaled),
     )
 
 
@@ -158,14 +155,14 @@ def expand_kernel(made: Recipe) -> Kernel:
 
 def segments_of(columns: int, rotation: int) -> int:
     """Runs of 128 columns per warp: whole transforms; DeclarationError where registers run out."""
-    each = -(-columns // (LANE_COLUMNS * ROTATE_WARPS))
-    unit = max(1, rotation // LANE_COLUMNS)
+    each = -(-columns // (RUN_COLUMNS * ROTATE_WARPS))
+    unit = max(1, rotation // RUN_COLUMNS)
     segments = -(-each // unit) * unit
     if segments > MOST_SEGMENTS:
         raise DeclarationError(
             "too many columns for the kernel that rotates activations",
             found=columns,
-            allowed=f"at most {MOST_SEGMENTS * LANE_COLUMNS * ROTATE_WARPS}",
+            allowed=f"at most {MOST_SEGMENTS * RUN_COLUMNS * ROTATE_WARPS}",
         )
     return segments
 
@@ -185,7 +182,9 @@ def stage_bytes(made: Recipe, tokens: int) -> int:
 
 def activation_bytes(made: Recipe, tokens: int) -> int:
     """Bytes of a tile's activations for one stage."""
-    return made.geometry.steps * made.geometry.slices * SLICE_BYTES * tokens * made.terms
+    slices, columns = made.geometry.steps * made.geometry.slices, tokens * made.terms
+    scales = slices * made.geometry.slice_columns // UNIT_BLOCK if made.block_scaled else 0
+    return (slices * SLICE_BYTES + scales) * columns
 
 
 def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
@@ -207,6 +206,7 @@ def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
         "code_bytes": geometry.code_bytes,
         "unit_bytes": made.unit_bytes,
         "level_steps": made.level_steps,
+        "block_scaled": int(made.block_scaled),
         "scale_mode": SCALE_MODES.index(made.scales),
         "unrolled_steps": UNROLLED_WITH_SUMS if sums else geometry.steps,
         "scale_block": block or 1,

@@ -19,19 +19,27 @@ struct Tables {
     word levels[code_0::level_count + code_0::held_count + 1];
 };
 
+// Which word of a step is stored at place i: two of each ring in turn. So plain E2M1 is loaded as
+// operand A wants it, rows 2 j and 2 j + 1 of either ring; otherwise 0.19 moves per weight follow.
+constexpr int together = 2 - step_words / rings % 2;
+UNSPOOL_DEVICE constexpr int word_of(int i) {
+    return i / together % rings * (step_words / rings) + i / (together * rings) * together +
+           i % together;
+}
+
 // Vectors of sixteen bytes, then eight and four where words are left (geometry.py).
 UNSPOOL_DEVICE void load_words(const char* step, int thread, word (&words)[step_words]) {
     constexpr int quads = step_words / 4, rest = 4 * quads;
 #pragma unroll
     for (int i = 0; i < quads; ++i) {
         const Quad four = load_shared<Quad>(step + 16 * (threads * i + thread));
-        words[4 * i] = four.x, words[4 * i + 1] = four.y;
-        words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
+        words[word_of(4 * i)] = four.x, words[word_of(4 * i + 1)] = four.y;
+        words[word_of(4 * i + 2)] = four.z, words[word_of(4 * i + 3)] = four.w;
     }
     const char* behind = step + 16 * threads * quads;
     if constexpr (step_words % 4 >= 2) {
         const Pair two = load_shared<Pair>(behind + 8 * thread);
-        words[rest] = two.x, words[rest + 1] = two.y;
+        words[word_of(rest)] = two.x, words[word_of(rest + 1)] = two.y;
     }
     if constexpr (step_words % 2)
         words[step_words - 1] =
@@ -91,7 +99,7 @@ UNSPOOL_DEVICE void scale_step(const char* scales, int step, const Place& place,
     constexpr int minus_zero = 0x80008000;
 #pragma unroll
     for (int ring = 0; ring < rings; ++ring) {
-        const int across = (step * 4 + place.t) * rings + ring;
+        const int across = (step * rings + ring) * 4 + place.t;
         const Quad halves = row_halves(scales, across * ring_columns / scale_block, place.ring);
         const word pairs[4] = {halves.x, halves.y, halves.z, halves.w};
 #pragma unroll

@@ -3,8 +3,9 @@
 
 namespace unspool {
 
-// What stands in operand A; operand B is binary16 for f16, E4M3 for all others.
-enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2 };
+// What stands in operand A; operand B is binary16 for f16, packed E2M1 for mxf4nvf4, E4M3 for all
+// others.
+enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2, mxf4nvf4 };
 
 // LDSM: 8 x 16 byte matrices whose rows' addresses are given by lanes 0-7, 8-15, ...
 UNSPOOL_DEVICE void load_matrices(word (&r)[4], const void* row) {
@@ -26,6 +27,7 @@ UNSPOOL_DEVICE void load_matrices(word (&r)[2], const void* row) {
 // must not compile: without the check it would be no instruction at all, and no error.
 UNSPOOL_DEVICE constexpr bool has_mma(Kind kind, int architecture) {
     if (kind == Kind::f16) return true;
+    if (kind == Kind::mxf4nvf4) return false;  // mma_scaled
     const bool eight = kind == Kind::e4m3 || kind == Kind::e5m2;
     return architecture >= 1200 || (eight && architecture == 890);
 }
@@ -51,6 +53,22 @@ UNSPOOL_DEVICE void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
 #endif
 }
 #undef UNSPOOL_MMA
+
+// FP4: 64 packed E2M1 of a row and of a column, and of either four E4M3 scales, one per 16. They come
+// from one of two pairs of threads of a quad (rows) and from one of its four threads (columns).
+template <Kind kind>
+UNSPOOL_DEVICE void mma_scaled(float (&d)[4], const word (&a)[4], word b0, word b1, word scale_a,
+                               word scale_b, int pair_a, int thread_b) {
+    static_assert(kind == Kind::mxf4nvf4 && __CUDA_ARCH__ >= 1200, "no block scales here");
+#if __CUDA_ARCH__ >= 1200
+    asm("mma.sync.aligned.m16n8k64.row.col.kind::mxf4nvf4.block_scale.scale_vec::4X"
+        ".f32.e2m1.e2m1.f32.ue4m3 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3}, "
+        "{%10}, {0, %12}, {%11}, {0, %13};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(scale_a),
+          "r"(scale_b), "h"((unsigned short)pair_a), "h"((unsigned short)thread_b));
+#endif
+}
 
 }  // namespace unspool
 

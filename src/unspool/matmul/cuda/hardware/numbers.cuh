@@ -36,6 +36,21 @@ UNSPOOL_DEVICE word e4m3_of(float) { return 0; }
 UNSPOOL_DEVICE float value_of_e4m3(word) { return 0.0f; }
 #endif
 
+#if __CUDA_ARCH__ >= 1000
+// Four packed E2M1, x the lowest; saturating at 6
+UNSPOOL_DEVICE word e2m1_of(float x, float y, float z, float w) {
+    word d;
+    asm("{\n.reg .b8 low, high;\n"
+        "cvt.rn.satfinite.e2m1x2.f32 low, %2, %1;\n"
+        "cvt.rn.satfinite.e2m1x2.f32 high, %4, %3;\n"
+        "mov.b32 %0, {low, high, low, high};\n}"
+        : "=r"(d) : "f"(x), "f"(y), "f"(z), "f"(w));
+    return d & 0xFFFF;
+}
+#else  // no FP4 here
+UNSPOOL_DEVICE word e2m1_of(float, float, float, float) { return 0; }
+#endif
+
 }  // namespace unspool
 
 #endif

@@ -17,8 +17,9 @@ struct alignas(8) Barrier {
     unsigned long long state;
 };
 
-// What stands in operand A; operand B is binary16 for f16, E4M3 for all others.
-enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2 };
+// What stands in operand A; operand B is binary16 for f16, packed E2M1 for mxf4nvf4, E4M3 for all
+// others.
+enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2, mxf4nvf4 };
 
 int thread_index();
 int lane_index();
@@ -36,6 +37,8 @@ void check_global_read(const void* at, int bytes, int alignment, bool fresh);
 void check_global_write(const void* at, int bytes, int alignment);
 void wait_for_copies(int pending);
 void warp_mma(Kind kind, float* d, const word* a, word b0, word b1);
+void warp_mma_scaled(
+    float* d, const word* a, word b0, word b1, word scale_a, word scale_b, int pair, int thread);
 void group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b, bool adds);
 void wait_for_groups(int pending);
 void tensor_mma(
@@ -103,12 +106,19 @@ float value_of_f16(word bits);
 word bf16_of(float value);
 word e4m3_of(float value);
 float value_of_e4m3(word bits);
+word e2m1_of(float x, float y, float z, float w);
 
 void load_matrices(word (&r)[4], const void* row);
 void load_matrices(word (&r)[2], const void* row);
 template <Kind kind>
 void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
     host::warp_mma(kind, d, a, b0, b1);
+}
+template <Kind kind>
+void mma_scaled(float (&d)[4], const word (&a)[4], word b0, word b1, word scale_a, word scale_b,
+                int pair_a, int thread_b) {
+    static_assert(kind == Kind::mxf4nvf4, "no block scales here");
+    host::warp_mma_scaled(d, a, b0, b1, scale_a, scale_b, pair_a, thread_b);
 }
 
 void wgmma_fence();

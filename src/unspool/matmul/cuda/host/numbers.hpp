@@ -25,18 +25,33 @@ inline const ByteValues& e4m3_values() {
     return values;
 }
 
-// The nearest of the finite E4M3, ties to the even pattern; beyond 448 it is 448.
-inline word nearest_e4m3(float value) {
-    if (std::isnan(value)) return 0x7F;
-    const word sign = std::signbit(value) ? 0x80 : 0;
-    const double magnitude = std::fabs(double(value));
+// Four bits, whatever stands above them.
+inline const ByteValues& e2m1_values() {
+    static const ByteValues values = byte_values(2, 1, 0, false, false);
+    return values;
+}
+
+// The nearest of the patterns from 0 to the top one, ties to the even; beyond the top it is that.
+inline word nearest_magnitude(const ByteValues& values, word top, float value) {
+    const double magnitude = std::fmin(std::fabs(double(value)), values[top]);
     word best = 0;
-    for (word bits = 1; bits < 0x7F; ++bits) {
-        const double gained = std::fabs(e4m3_values()[bits] - magnitude);
-        const double had = std::fabs(e4m3_values()[best] - magnitude);
+    for (word bits = 1; bits <= top; ++bits) {
+        const double gained = std::fabs(values[bits] - magnitude);
+        const double had = std::fabs(values[best] - magnitude);
         if (gained < had || (gained == had && bits % 2 == 0)) best = bits;
     }
-    return sign | best;
+    return best;
+}
+
+inline word nearest_e4m3(float value) {
+    if (std::isnan(value)) return 0x7F;
+    return nearest_magnitude(e4m3_values(), 0x7E, value) | (std::signbit(value) ? 0x80 : 0);
+}
+
+// NaN becomes the largest.
+inline word nearest_e2m1(float value) {
+    if (std::isnan(value)) return 7;
+    return nearest_magnitude(e2m1_values(), 7, value) | (std::signbit(value) ? 8 : 0);
 }
 
 }  // namespace unspool::host
@@ -46,6 +61,10 @@ namespace unspool {
 word f16_of(float value) { return half_bits(value); }
 float value_of_f16(word bits) { return float(half_value(bits)); }
 word e4m3_of(float value) { return host::nearest_e4m3(value); }
+word e2m1_of(float x, float y, float z, float w) {
+    return host::nearest_e2m1(x) | host::nearest_e2m1(y) << 4 | host::nearest_e2m1(z) << 8 |
+           host::nearest_e2m1(w) << 12;
+}
 float value_of_e4m3(word bits) { return float(host::e4m3_values()[bits & 0xFF]); }
 
 word bf16_of(float value) {

@@ -68,6 +68,58 @@ inline void warp_product(Meeting& meeting) {
     }
 }
 
+struct ScaledProduct {
+    float* d;
+    const word* a;
+    word b[2];
+    word scale_a, scale_b;
+    int pair_a, thread_b;
+};
+
+constexpr int slice_scales = 4;  // of a row or column, one per 16 operands
+
+inline double scale_value(word four, int i) {
+    const word bits = four >> 8 * i & 0xFF;
+    if (bits & 0x80) engine()->fail("a scale with a sign: they are E4M3 without one");
+    return e4m3_values()[bits];
+}
+
+inline void scaled_product(Meeting& meeting) {
+    word a[16][slice_words], b[8][slice_words];
+    double of_a[16][slice_scales], of_b[8][slice_scales];
+    const auto of = [&](int lane) -> ScaledProduct& {
+        return *static_cast<ScaledProduct*>(meeting.arrived[lane].second);
+    };
+    for (int lane = 0; lane < warp_lanes; ++lane) {
+        const ScaledProduct& mine = of(lane);
+        if (mine.pair_a != of(0).pair_a || mine.thread_b != of(0).thread_b)
+            engine()->fail("lanes of a warp select different scales");
+        for (int i = 0; i < 4; ++i) a[a_spot(lane, i).row][a_spot(lane, i).column] = mine.a[i];
+        for (int i = 0; i < 2; ++i) b[b_spot(lane, i).row][b_spot(lane, i).column] = mine.b[i];
+        for (int i = 0; i < slice_scales; ++i) {
+            const Spot from_a = scale_a_spot(lane, i), from_b = scale_b_spot(lane, i);
+            if (scale_a_spot_selector(lane) == mine.pair_a)
+                of_a[from_a.row][from_a.column] = scale_value(mine.scale_a, i);
+            if (scale_b_spot_selector(lane) == mine.thread_b)
+                of_b[from_b.row][from_b.column] = scale_value(mine.scale_b, i);
+        }
+    }
+    for (int lane = 0; lane < warp_lanes; ++lane)
+        for (int i = 0; i < 4; ++i) {
+            const Spot spot = d_spot(lane, i);
+            double total = 0;
+            for (int w = 0; w < slice_words; ++w) {
+                double sum = 0;
+                for (int bit = 0; bit < 32; bit += 4)
+                    sum += e2m1_values()[a[spot.row][w] >> bit & 15] *
+                           e2m1_values()[b[spot.column][w] >> bit & 15];
+                const int block = w * slice_scales / slice_words;
+                total += sum * of_a[spot.row][block] * of_b[spot.column][block];
+            }
+            of(lane).d[i] = float(of(lane).d[i] + total);
+        }
+}
+
 struct MatrixLoad {
     const void* row;
     word* r;
@@ -102,6 +154,13 @@ void host::warp_mma(Kind kind, float* d, const word* a, word b0, word b1) {
     host::WarpProduct mine{kind, d, a, {b0, b1}};
     host::Engine& all = *host::engine();
     all.meet(all.warp_place(), "mma", host::warp_lanes, &mine, host::warp_product);
+}
+
+void host::warp_mma_scaled(
+    float* d, const word* a, word b0, word b1, word scale_a, word scale_b, int pair, int thread) {
+    host::ScaledProduct mine{d, a, {b0, b1}, scale_a, scale_b, pair, thread};
+    host::Engine& all = *host::engine();
+    all.meet(all.warp_place(), "mma_scaled", host::warp_lanes, &mine, host::scaled_product);
 }
 
 }  // namespace unspool

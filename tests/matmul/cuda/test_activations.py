@@ -1,0 +1,97 @@
+"""What FP4 keeps of activations, and which weights it takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from unspool.decode.machine import MACHINES
+from unspool.errors import DeclarationError, WeightError
+from unspool.matmul.cuda.activations import quantize, rotated_input
+from unspool.matmul.cuda.arrange import arrange
+from unspool.matmul.cuda.recipe import UNIT_BLOCK, recipe
+from unspool.pack.random import random_matrix
+from unspool.spec.catalog import FORMATS, parse
+from unspool.spec.operand import E2M1, E4M3
+
+SM120 = MACHINES["sm120"]
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "m2-e2m1"])
+def test_fp4_is_off_by_half_a_gap_of_its_block(name):
+    made = recipe(FORMATS[name], SM120, "fp4")
+    x = np.random.default_rng(0).standard_normal((64, 640)).astype(np.float32)
+    x[:, ::7] *= 20
+    exact = rotated_input(x, made).astype(np.float64)
+    order = made.geometry.columns().reshape(-1, UNIT_BLOCK)
+    error, magnitude = (
+        np.abs(of).reshape(64, -1, made.geometry.step_columns)[:, :, order]
+        for of in (quantize(x, made).values - exact, exact)
+    )
+    # a scale is 1/6 of the largest, rounded up by 1/16 of it at most; the widest gap, from 4 to 6,
+    # is two of it. Rounded down, the largest is 6.4 scales: .4 over the top. And FP32 roundings
+    bound = magnitude.max(axis=-1) / 6 * (1 + 2.0**-4) * (1 + 2.0**-20)
+    assert (error.max(axis=-1) <= bound).all()
+
+
+def test_fp4_of_gaussian_activations_is_off_by_a_tenth_of_their_size():
+    made = recipe(FORMATS["m2-e2m1"], SM120, "fp4")
+    x = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+    exact = rotated_input(x, made).astype(np.float64)
+    error = quantize(x, made).values - exact
+    assert 0.094 < np.sqrt((error**2).mean() / (exact**2).mean()) < 0.097  # FP8: 0.0265
+
+
+def test_sixteen_operands_of_one_scale_are_sixteen_columns_of_a_plain_format():
+    made = recipe(FORMATS["nvfp4"], SM120, "fp4")
+    order = made.geometry.columns().reshape(-1, UNIT_BLOCK)
+    np.testing.assert_array_equal(order, np.arange(order.size).reshape(-1, UNIT_BLOCK))
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "reason"),
+    [
+        ("m2-e4m3", "sm120", "do not multiply the code's values as packed E2M1"),
+        ("m2-e2m1", "sm90", "do not multiply the code's values as packed E2M1"),
+        ("m2-e2m1", "sm100", "belong in tensor memory"),
+        ("m2-e2m1:b128-fp16", "sm120", "not E4M3"),
+        ("m2-e2m1:b16-e4m3", "sm120", "blocks of 16 columns end among 16 operands of one scale"),
+    ],
+)
+def test_what_fp4_does_not_multiply_is_refused_with_the_reason(name, machine, reason):
+    with pytest.raises(DeclarationError, match=reason):
+        recipe(parse(name), MACHINES[machine], "fp4")
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("nvfp4", 0x80 | 0x38), ("mxfp4", 90)])
+def test_scales_that_the_unit_cannot_read_are_refused(name, wrong):
+    fmt = FORMATS[name]
+    matrix = random_matrix(fmt, 16, 64)
+    scale = matrix.scale.copy()
+    scale[3, 1] = wrong
+    with pytest.raises(WeightError, match=r"row 3.*fp8x2"):
+        arrange(replace(matrix, scale=scale), recipe(fmt, SM120, "fp4"))
+
+
+def test_the_kernel_makes_the_operands_and_scales_of_the_definition(product, tokens):
+    found, x = product("m2-e2m1", "sm120", "fp4"), tokens(9, 520)
+    planned, made = found.plan(9), found.made
+    raw, token_scales = found.prepare(x, planned)
+    columns, stage = planned.columns, made.geometry.stage_columns
+    stages = raw.reshape(planned.stages, -1)
+    operands, scales = np.split(stages, [stage // 2 * columns], axis=1)
+    # [16 bytes of 32 operands][block of 8 tokens][token][byte], then [token][slice][16 columns]
+    halves = operands.reshape(planned.stages, stage // 32, columns // 8, 8, 16)
+    nibbles = np.stack((halves & 15, halves >> 4), axis=-1)
+    codes = nibbles.transpose(2, 3, 0, 1, 4, 5).reshape(columns, -1, UNIT_BLOCK)
+    of_block = scales.reshape(planned.stages, columns, -1).swapaxes(0, 1).reshape(columns, -1)
+    placed = E2M1.values()[codes] * E4M3.values()[of_block][:, :, None]
+    order = made.geometry.columns().reshape(-1)
+    values = np.empty((columns, codes.size // columns // order.size, order.size))
+    values[:, :, order] = placed.reshape(values.shape)
+    want = quantize(x, made)
+    width = want.terms.shape[2]
+    np.testing.assert_array_equal(values.reshape(columns, -1)[:9, :width], want.terms[0])
+    np.testing.assert_array_equal(token_scales[:9], want.scales)
