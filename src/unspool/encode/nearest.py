@@ -47,9 +47,15 @@ def nearest_units(values: Floats, targets: Floats, *, threads: int | None = None
     targets = np.ascontiguousarray(targets, np.float32)
     if values.ndim != 2 or targets.ndim != 2 or len(values) != len(targets):
         raise _wrong("values and targets", (values.shape, targets.shape), "[units, ...] alike")
+    return nearest_among(boundaries(values), targets, threads=threads)
+
+
+def nearest_among(
+    bounds: tuple[Floats, States], targets: Floats, *, threads: int | None = None
+) -> States:
+    """The same for tables whose boundaries are known: targets [units, count], contiguous."""
     check_finite(targets, "nearest targets")
-    thresholds, states = boundaries(values)
-    count = native.threads(threads)
+    (thresholds, states), count = bounds, native.threads(threads)
     if native.library() is None:
         native.warn_twin("the nearest-value search")
         return nearest_twin(thresholds, states, targets)
