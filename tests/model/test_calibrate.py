@@ -101,7 +101,9 @@ def test_a_layer_that_no_token_reaches_is_an_error() -> None:
     from unspool.model.taps import Call
 
     hidden = [torch.randn(1, 32, 8)]
-    streams = Streams(original=hidden, quantized=list(hidden), call=Call(args=(), kwargs={}))
+    streams = Streams(
+        original=hidden, quantized=list(hidden), call=Call(args=(), kwargs={}), count=1
+    )
     plan = Plan(formats={"b.used": parse("int8"), "b.idle": parse("int8")}, how=HOW, threads=1)
     with pytest.raises(ModelError, match=r"b\.idle: no token of the calibration text"):
         list(calibrate_block(Expert(), "b", streams, plan))
@@ -116,6 +118,6 @@ def test_moments_are_those_of_the_inputs() -> None:
     from unspool.model.calibrate import _sums, _workers
 
     with _workers(2) as each:
-        found = _sums(block, block, ["self_attn.q_proj"], streams, each)["self_attn.q_proj"]
+        found = _sums(block, block, ["self_attn.q_proj"], streams, each)
     np.testing.assert_allclose(found.inputs, (x.T @ x).numpy(), rtol=1e-4, atol=1e-3)
     assert not found.moved.any()
