@@ -3,7 +3,8 @@
 A small calibrated run with a work folder is made to fail at every write, flush and rename in turn
 (a full disk, an I/O error, SIGKILL before, after, and with half of a write done), and is killed at
 random moments. Then it is resumed: the checkpoint has to have the bytes of a run without faults,
-and nothing else may be left behind. So has a checkpoint that replaces an older one.
+and nothing else may be left behind. So has a checkpoint that replaces an older one, and one that
+several processes make, of which one is killed at a random moment.
 
 `--quick` takes one layer of every block, half the text, one fault per point (of the replacing run
 only around its renames), and five random kills. Runs
@@ -19,12 +20,13 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,10 +37,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unspool.checkpoint import durable
 from unspool.checkpoint.journal import Journal
 from unspool.checkpoint.stream import quantize_folder
+from unspool.encode import encode as encode_room
 from unspool.encode.ldlq import Calibration
 from unspool.errors import CheckpointError
 from unspool.model.calibrate import Plan
 from unspool.model.load import empty_model
+from unspool.model.processes import ALONE, Processes, joined
 from unspool.model.selection import plan
 
 FORMAT, BLOCKS = "t2-e2m1:h32", 3
@@ -95,16 +99,30 @@ class Case:
 
     source: Path
     plan: Plan
-    windows: torch.Tensor
+    windows: torch.Tensor | None
     whole: dict[str, bytes] = field(default_factory=dict)
 
-    def run(self, place: Path, *, resume: bool, overwrite: bool = False) -> None:
+    def run(
+        self,
+        place: Path,
+        *,
+        resume: bool,
+        overwrite: bool = False,
+        processes: Processes = ALONE,
+    ) -> None:
         """Into `place/out`, by way of `place/work`."""
-        journal = Journal(place / "work", {"format": FORMAT}, resume=resume)
+        journal = None
+        if processes.first:
+            journal = Journal(place / "work", {"format": FORMAT}, resume=resume)
         quantize_folder(
             self.source, place / "out", self.plan, windows=self.windows, journal=journal,
-            overwrite=overwrite,
+            overwrite=overwrite, processes=processes,
         )  # fmt: skip
+
+    def with_whole(self, place: Path) -> Case:
+        """The same, with what it gives without faults."""
+        self.run(place, resume=False)
+        return replace(self, whole=content(place / "out"))
 
 
 def case_of(source: Path, *, quick: bool) -> Case:
@@ -240,7 +258,7 @@ def walk(case: Case, folder: Path, *, quick: bool) -> Counter[str]:
     return tried + Counter(points=len(count))
 
 
-def replace(case: Case, folder: Path, *, quick: bool) -> Counter[str]:
+def replaced(case: Case, folder: Path, *, quick: bool) -> Counter[str]:
     """Every point of a run whose blocks are finished and whose output replaces an older one."""
     tried: Counter[str] = Counter()
     prepared = folder / "prepared"
@@ -265,9 +283,8 @@ def replace(case: Case, folder: Path, *, quick: bool) -> Counter[str]:
 def kill_at_random(case: Case, folder: Path, kills: int) -> int:
     """Kills runs, and every second time what goes on after them, at random moments; the kills
     that came before the end."""
-    start = time.perf_counter()
-    ended(child(lambda: case.run(folder / "timed", resume=False)))
-    seconds, dice, landed = time.perf_counter() - start, random.Random(SEED), 0
+    seconds = timed(lambda: ended(child(lambda: case.run(folder / "timed", resume=False))))
+    dice, landed = random.Random(SEED), 0
     for number in range(kills):
         place = folder / f"random-{number}"
         process = child(lambda place=place: case.run(place, resume=(place / "work").exists()))
@@ -284,23 +301,74 @@ def kill_at_random(case: Case, folder: Path, kills: int) -> int:
     return landed
 
 
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of it."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def start_together(case: Case, place: Path, count: int, *, resume: bool = False) -> list[int]:
+    """Starts a run of several processes, as torchrun does."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def run(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with joined() as processes:
+            case.run(place, resume=resume, processes=processes)
+
+    return [child(partial(run, rank)) for rank in range(count)]
+
+
+def together(case: Case, folder: Path, counts: Sequence[int], kills: int) -> int:
+    """Runs of several processes, with and without calibration, in whole layers and in strips; and
+    some of which one process is killed: the others end, and a run of one goes on. The kills."""
+    plain = replace(case, windows=None).with_whole(folder / "plain")
+    encode_room.STRIP, before = 1 << 10, encode_room.STRIP
+    cut = case.with_whole(folder / "cut")
+    for count in counts:
+        for kind, each, strip in (("", case, before), ("plain", plain, before), ("cut", cut, 1024)):
+            encode_room.STRIP, place = strip, folder / f"{count}-{kind}"
+            codes = [ended(process) for process in start_together(each, place, count)]
+            assert codes == [0] * count, f"{count} processes, {kind}: ended with {codes}"
+            assert content(place / "out") == each.whole, f"{count} processes, {kind}: other bytes"
+    encode_room.STRIP, dice, landed = before, random.Random(SEED), 0
+    seconds = timed(lambda: case.run(folder / "timed-together", resume=False))
+    for number in range(kills):
+        place, count = folder / f"killed-{number}", counts[number % len(counts)]
+        processes = start_together(case, place, count)
+        time.sleep(dice.uniform(0, seconds))
+        os.kill(processes[number % count], signal.SIGKILL)
+        codes = [ended(process) for process in processes]
+        landed += -signal.SIGKILL in codes
+        assert not any(codes) or all(codes) or (place / "out").exists(), f"{number}: {codes}"
+        if not (place / "out").exists():
+            case.run(place, resume=(place / "work").exists())
+        resume(case, place, f"one of {count} killed, {number}")
+    return landed
+
+
 def crash(folder: Path, kills: int, *, quick: bool) -> dict[str, object]:
     """All of it; raises AssertionError at the first thing that is not as it should be."""
     torch.set_num_threads(1)
     make_model(folder / "model")
-    case = case_of(folder / "model", quick=quick)
-    (folder / "whole").mkdir()
-    case.run(folder / "whole", resume=False)
-    case.whole.update(content(folder / "whole" / "out"))
+    case = case_of(folder / "model", quick=quick).with_whole(folder / "whole")
     start = time.perf_counter()
-    new, again = walk(case, folder, quick=quick), replace(case, folder, quick=quick)
+    new, again = walk(case, folder, quick=quick), replaced(case, folder, quick=quick)
     landed = kill_at_random(case, folder, kills)
+    every = case_of(folder / "model", quick=False).with_whole(folder / "every") if quick else case
+    counts, halves = ((2,), 1) if quick else ((2, 4), kills // 10)
+    halves = together(every, folder, counts, halves)
     both = new + again
     return {
         "points": new.pop("points"),
         "points_replacing": again.pop("points"),
         "faults": {fault: both[fault] for fault in FAULTS},
         "random_kills": landed,
+        "processes": [1, *counts],
+        "one_of_several_killed": halves,
         "layers": "one per block" if quick else "all",
         "all_identical": True,
         "seconds": round(time.perf_counter() - start, 1),
@@ -315,7 +383,11 @@ def main() -> None:
     given = options.parse_args()
     kills = given.random if given.random is not None else 5 if given.quick else 100
     found = facts()
-    with tempfile.TemporaryDirectory() as folder:
+    # In memory where it has to be quick: SIGKILL loses nothing that was written, flushed or not.
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        dir=memory if given.quick and memory.is_dir() else None
+    ) as folder:
         row = crash(Path(folder), kills, quick=given.quick)
     print(json.dumps(row))
     write(given.json, found, [row])

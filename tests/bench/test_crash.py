@@ -26,6 +26,7 @@ def test_every_fault_and_some_kills_are_survived():
     assert found["points"] > 40
     assert all(count >= 5 for count in found["faults"].values())
     assert found["random_kills"] >= 1
+    assert found["processes"] == [1, 2]
     assert found["all_identical"]
 
 
