@@ -86,6 +86,8 @@ def quantize(
     start = time.perf_counter()
     if place is None:
         found |= plan(source, body, selection)
+        by_block = streamed(work, windows, tune, head)
+        found["estimate"] = foretold(source, body, selection, windows, effort, by_block)
     elif streamed(work, windows, tune, head):
         settings = {**selection, "passes": passes}
         journal = partial(open_journal, work, resume, source, body, windows, settings)
@@ -201,6 +203,25 @@ def plan(source: str, fmt: Format, selection: dict[str, Any]) -> dict[str, Any]:
     left_out = [vars(weight) for weight in select.fused_experts(model)]
     sizes = _planned_sizes(model, chosen, layers, before)
     return {"layers": layers, "left_out": left_out, **sizes.to_json()}
+
+
+def foretold(
+    source: str,
+    fmt: Format,
+    selection: dict[str, Any],
+    windows: torch.Tensor | None,
+    effort: dict[str, Any],
+    by_block: bool,
+) -> dict[str, Any]:
+    """Seconds and bytes of memory, from rates measured now (`model.estimate`)."""
+    from unspool.model import selection as select
+    from unspool.model.estimate import estimate
+    from unspool.model.load import empty_model, locate
+
+    model = empty_model(source)
+    chosen = select.plan(model, fmt, **selection)
+    given = {name: value for name, value in effort.items() if value is not None}
+    return estimate(locate(source), model, chosen, windows, streamed=by_block, **given).to_json()
 
 
 def write(
@@ -347,6 +368,13 @@ def _show(found: dict[str, Any]) -> None:
         count, dense = len(found["left_out"]), sum(each["bytes"] for each in found["left_out"])
         print(f"left as they are: {count} fused expert weights, {byte_count(dense)}")
     if found["dry_run"]:
+        guess = found["estimate"]
+        print(
+            f"estimate:         {guess['seconds']:.3g} s on {guess['threads']} threads "
+            f"({guess['encoding_seconds']:.3g} s encoding, {guess['passes_seconds']:.3g} s passes "
+            "of the text) beside start-up, reading and writing, from rates measured now; "
+            f"{byte_count(guess['peak_bytes'])} of memory"
+        )
         print("dry run: nothing was written")
     else:
         print(f"written to {found['out']} in {found['seconds']:.1f} s")

@@ -71,14 +71,10 @@ class Streams:
 
 
 def chunks(windows: int, processes: int) -> list[tuple[int, range]]:
-    """Every chunk's process and windows, in order."""
-    return [
-        (
-            chunk * min(processes, CHUNKS) // CHUNKS,
-            range(chunk * windows // CHUNKS, (chunk + 1) * windows // CHUNKS),
-        )
-        for chunk in range(CHUNKS)
-    ]
+    """Every chunk's process and windows, in order; the first process has the first window."""
+    begins = [-(-chunk * windows // CHUNKS) for chunk in range(CHUNKS + 1)]
+    owners = [chunk * min(processes, CHUNKS) // CHUNKS for chunk in range(CHUNKS)]
+    return [(owners[chunk], range(*begins[chunk : chunk + 2])) for chunk in range(CHUNKS)]
 
 
 @dataclass(kw_only=True)
@@ -180,6 +176,17 @@ def replay_block(
         _decoded_into(changed.get_submodule(name.removeprefix(f"{prefix}.")), matrix)
     with _workers(threads) as each:
         _move_on(block, changed, streams, each)
+
+
+def pass_block(block: nn.Module, streams: Streams, threads: int | None) -> None:
+    """The passes of calibrating a block, without the encoding: an estimate of time measures them.
+
+    Moves both streams on by the block as it is.
+    """
+    with _workers(threads) as each:
+        for group in _groups(block, _linears(block), streams):
+            _sums(block, block, group, streams, each)
+        _move_on(block, block, streams, each)
 
 
 def _decoded_into(layer: nn.Module, matrix: CodedMatrix) -> None:

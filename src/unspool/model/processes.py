@@ -7,6 +7,7 @@ does not depend on which one it is, so neither do the bytes. They talk by gloo: 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,17 +23,21 @@ from unspool.errors import ModelError, UnspoolError
 
 T = TypeVar("T")
 
+MEETING = timedelta(minutes=10)
+"""How long a process waits at the start for those that do not come."""
+
 PATIENCE = timedelta(days=7)
-"""How long one process waits for another, which may be encoding a large layer; the death of one
-ends the others at once."""
+"""How long one waits for another later, which may be encoding a large layer; the death of one ends
+the others at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """The processes of a run, as one of them sees them."""
+    """The processes of a run, as one of them sees them; `group` is how torch knows them."""
 
     rank: int = 0
     count: int = 1
+    group: Any = None
 
     @property
     def first(self) -> bool:
@@ -60,7 +65,7 @@ class Processes:
             return found  # type: ignore[return-value]
         box = [found]
         with _talking():
-            distributed.broadcast_object_list(box, src=0)
+            distributed.broadcast_object_list(box, src=0, group=self.group)
         return box[0]  # type: ignore[return-value]
 
     def share(self, work: Callable[[int], T], count: int) -> list[T]:
@@ -87,19 +92,19 @@ class Processes:
         box: list[Any] = [[None if a is None else (a.shape, a.dtype.str) for a in arrays]]
         out: list[np.ndarray | None] = []
         with _talking():
-            distributed.broadcast_object_list(box, src=owner)
+            distributed.broadcast_object_list(box, src=owner, group=self.group)
             for place, kind in enumerate(box[0]):
                 mine = arrays[place] if self.rank == owner else None
                 array = None if kind is None else np.empty(*kind) if mine is None else mine
                 if array is not None:
-                    distributed.broadcast(torch.from_numpy(array), src=owner)
+                    distributed.broadcast(torch.from_numpy(array), owner, self.group)
                 out.append(array)
         return out
 
     def _all(self, mine: T) -> list[T]:
         found: list[Any] = [None] * self.count
         with _talking():
-            distributed.all_gather_object(found, mine)
+            distributed.all_gather_object(found, mine, self.group)
         return found
 
 
@@ -110,9 +115,12 @@ ALONE = Processes()
 def joined() -> Iterator[Processes]:
     """The processes that `torchrun` started this one among, connected."""
     with _talking():
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+        distributed.init_process_group("gloo", timeout=MEETING)
     try:
-        yield Processes(rank=distributed.get_rank(), count=distributed.get_world_size())
+        with _talking():
+            group = distributed.new_group(timeout=PATIENCE)
+        rank, count = distributed.get_rank(), distributed.get_world_size()
+        yield Processes(rank=rank, count=count, group=group)
     finally:
         distributed.destroy_process_group()
 
@@ -124,7 +132,7 @@ def _talking() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             "another process of the run has ended, or cannot be reached",
-            found=(str(error).splitlines() or [type(error).__name__])[0],
+            found=re.sub(r"^\[.*?\] ", "", str(error)).partition(". ")[0],  # no line of gloo's own
             allowed="start all again; --work and --resume keep finished blocks",
         ) from error
 
