@@ -2,7 +2,7 @@
 #   make setup   .venv with everything in it        make demo    the whole product, into demo-out/
 #   make test    the tests                          make lint    style, types, layers
 #   make test-slow  those of more than ten seconds
-#   make crash   long runs killed at some moment and resumed
+#   make crash   long runs killed at every moment and resumed
 #   make bench   the measurements under bench/      make native  the C++ library alone, in build/dev
 #   make gpu     everything on the NVIDIA GPU that is here; installs nothing (docs/gpu.md)
 PYTHON ?= python3
@@ -27,9 +27,10 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -n 2
 
-# Runs that are killed at some moment and go on: the bytes have to be those of a whole run.
+# A run that fails or is killed at every operation on the disk, and at 100 random moments, and goes
+# on: the bytes have to be those of a whole run.
 crash: setup
-	$(BIN)/python -m pytest tests/checkpoint/test_stream.py -n 2
+	$(BIN)/python bench/crash.py
 
 lint: setup
 	$(BIN)/ruff check

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from unspool.checkpoint import write
+from unspool.checkpoint import durable, write
 from unspool.checkpoint.manifest import Layer, Manifest
 from unspool.checkpoint.read import matrices, open_checkpoint, verify
 from unspool.checkpoint.save import copied_files
@@ -117,49 +116,40 @@ def test_an_output_is_replaced_when_asked_to(tmp_path):
         written(tmp_path / "file", overwrite=True)
 
 
-class Disk:
+class Failing(durable.Disk):
     """Fails the n-th write, flush or rename with a given error."""
 
     def __init__(self, monkeypatch, fail_at: int, code: int):
         self.calls, self.fail_at, self.code = 0, fail_at, code
-        plain_open, plain_fsync, plain_rename = Path.open, os.fsync, Path.rename
-        disk = self
-
-        class File(io.FileIO):
-            def write(self, data):
-                disk.step()
-                return super().write(data)
-
-        def opened(path, mode="r", *args, **kw):
-            return File(path, "w") if mode == "wb" else plain_open(path, mode, *args, **kw)
-
-        def synced(handle):
-            self.step()
-            plain_fsync(handle)
-
-        def renamed(path, target):
-            self.step()
-            return plain_rename(path, target)
-
-        monkeypatch.setattr(Path, "open", opened)
-        monkeypatch.setattr(write.os, "fsync", synced)
-        monkeypatch.setattr(Path, "rename", renamed)
+        monkeypatch.setattr(durable, "DISK", self)
 
     def step(self):
         self.calls += 1
         if self.calls == self.fail_at:
             raise OSError(self.code, os.strerror(self.code))
 
+    def write(self, handle, content):
+        self.step()
+        return super().write(handle, content)
+
+    def flush(self, handle):
+        self.step()
+        super().flush(handle)
+
+    def rename(self, old, new):
+        self.step()
+        super().rename(old, new)
+
 
 def test_a_full_disk_at_any_moment_leaves_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        disk = Disk(patch, 0, errno.ENOSPC)
+        disk = Failing(patch, 0, errno.ENOSPC)
         written(tmp_path / "probe", max_shard_bytes=500)
     # The last step comes after the rename: flushing the parent folder, the checkpoint is there.
-    assert disk.calls > 20
+    assert disk.calls > 15
     for moment in range(1, disk.calls):
         with monkeypatch.context() as patch:
-            Disk(patch, moment, errno.ENOSPC)
+            Failing(patch, moment, errno.ENOSPC)
             with pytest.raises(CheckpointError, match=r"no space left.*bytes free"):
                 written(tmp_path / "out", max_shard_bytes=500)
         assert [p.name for p in tmp_path.iterdir()] == ["probe"]
@@ -169,11 +159,11 @@ def test_a_full_disk_while_replacing_keeps_the_old_checkpoint(tmp_path, monkeypa
     written(tmp_path / "out", max_shard_bytes=500)
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     with monkeypatch.context() as patch:
-        disk = Disk(patch, 0, errno.ENOSPC)
+        disk = Failing(patch, 0, errno.ENOSPC)
         written(tmp_path / "out", overwrite=True, max_shard_bytes=500)
     for moment in range(1, disk.calls):
         with monkeypatch.context() as patch:
-            Disk(patch, moment, errno.EIO)
+            Failing(patch, moment, errno.EIO)
             with pytest.raises(CheckpointError, match="cannot be written"):
                 written(tmp_path / "out", overwrite=True, max_shard_bytes=500)
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -188,6 +178,20 @@ def test_an_interruption_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(tmp_path / "out", CONFIG, tensors)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_writers_left_is_removed_by_the_next_but_not_what_is_at_work(tmp_path):
+    left = [tmp_path / f".out.{kind}-x" for kind in ("partial", "replaced")]
+    busy, other = tmp_path / ".out.partial-busy", tmp_path / ".other.partial-x"
+    for folder in (*left, busy, other):
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+    hold = durable.Hold(busy)
+    written(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", busy.name, other.name}
+    hold.release()
+    written(tmp_path / "out", overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", other.name}
 
 
 def test_too_little_space_is_known_beforehand(tmp_path, monkeypatch):

@@ -49,7 +49,29 @@ def test_a_dry_run_foretells_all_sizes_and_writes_nothing(run, tmp_path, head, t
     written = run("quantize", model, "-o", tmp_path / "out", *options).json
     for key in ("weights", "bytes", "model_weights", "model_bytes", "bits_per_weight"):
         assert planned[key] == written[key], key
-    assert [p["bytes"] for p in planned["layers"]] == [w["bytes"] for w in written["layers"]]
+    checkpoint = verify(tmp_path / "out")
+    assert checkpoint.nbytes == planned["model_bytes"]
+    for layer in planned["layers"]:
+        assert layer["bytes"] == checkpoint.layer_nbytes(layer["name"])
+
+
+def test_a_dry_run_estimates_time_and_memory_from_rates_measured_now(run, tiny, text):
+    options = ["--bits", "2", "--dry-run", "--threads", "1", "--json"]
+    plain = run("quantize", tiny, *options).json
+    given = ["--calibration", text, "--calibration-tokens", "512"]
+    calibrated = run("quantize", tiny, *options, *given).json
+    for found in (plain["estimate"], calibrated["estimate"]):
+        assert found["threads"] == 1
+        assert found["seconds"] == found["encoding_seconds"] + found["passes_seconds"]
+        rate = found["weights_per_second"]
+        assert rate * found["encoding_seconds"] == pytest.approx(plain["weights"])
+    assert plain["estimate"]["passes_seconds"] == 0
+    assert plain["estimate"]["tokens_per_second"] is None
+    passes = calibrated["estimate"]
+    assert passes["tokens_per_second"] * passes["passes_seconds"] == pytest.approx(512)
+    # At least what the model takes, and this process already.
+    assert plain["estimate"]["peak_bytes"] > 100e6 + plain["model_bytes"]
+    assert run("quantize", tiny, *options[:-1]).out.count("estimate:") == 1
 
 
 def test_include_and_exclude_choose_layers(run, tiny):

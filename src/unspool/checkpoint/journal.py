@@ -5,20 +5,22 @@
     log.jsonl                 a line per finished block, for people and plots
 
 A file is written beside its place, flushed, renamed, and the folder flushed: whatever kills the run
-leaves whole files only. What a later run finds it takes over, so its bytes are the same.
+leaves whole files only. What a later run finds it takes over, so its bytes are the same. One run
+holds the folder at a time.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unspool.checkpoint.write import Payload, sync_folder, write_file, write_shard
+from unspool.checkpoint.durable import Hold, opened, put, write_file
+from unspool.checkpoint.write import Payload, write_shard
 from unspool.errors import CheckpointError
 from unspool.model.layout import STORED_DTYPE
 from unspool.model.shards import StoredTensor, read_header, read_json
@@ -31,21 +33,26 @@ class Journal:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         """Opens the folder. Raises CheckpointError where it holds a run and `resume` is not asked
-        for, or a run with other settings: the message names them."""
+        for, a run with other settings (the message names them), or one that is under way."""
         self._folder = folder
         plain = json.loads(json.dumps(dict(settings)))
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._hold = Hold(folder)
             if not (folder / SETTINGS).exists():
-                self._put(SETTINGS, lambda path: write_file(path, _json(plain)))
+                put(folder / SETTINGS, lambda path: write_file(path, _json(plain)))
                 return
+        except BlockingIOError as error:
+            raise CheckpointError(
+                "another run is at work in the folder", where=str(folder), allowed="a new folder"
+            ) from error
         except OSError as error:
             raise self._explained(error, "its settings") from error
-        if not resume:
-            raise CheckpointError(
-                "the work folder holds a run", where=str(folder), allowed="--resume, a new folder"
-            )
-        _check_same(read_json(folder / SETTINGS), plain, folder)
+        try:
+            _check_again(folder, plain, resume)
+        except CheckpointError:
+            self._hold.release()
+            raise
 
     def get(self, place: int) -> dict[str, StoredTensor] | None:
         """The tensors of a block by name, where they are stored; None if it is not finished."""
@@ -53,7 +60,10 @@ class Journal:
         return read_header(path) if path.exists() else None
 
     def put(self, place: int, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Stores a finished block; raises CheckpointError naming it where that fails."""
+        """Stores a finished block and notes the facts, its `name` among them, in the log.
+
+        Raises CheckpointError naming the block where that fails.
+        """
         payloads = {
             name: Payload(
                 dtype=STORED_DTYPE[str(array.dtype)],
@@ -63,18 +73,17 @@ class Journal:
             for name, array in tensors.items()
         }
         try:
-            self._put(_name(place), lambda path: write_shard(path, payloads))
-            line = json.dumps({"time": time.time(), "block": place, **facts}) + "\n"
-            with (self._folder / LOG).open("a", encoding="utf-8") as log:
-                log.write(line)
+            put(self._folder / _name(place), lambda path: write_shard(path, payloads))
+            self._note({"time": time.time(), "block": place, **facts})
         except OSError as error:
-            raise self._explained(error, f"block {place}") from error
+            raise self._explained(error, f"block {place} ({facts['name']})") from error
 
-    def _put(self, name: str, write: Callable[[Path], None]) -> None:
-        beside = self._folder / f".{name}.partial"
-        write(beside)
-        beside.replace(self._folder / name)
-        sync_folder(self._folder)
+    def _note(self, facts: Mapping[str, Any]) -> None:
+        """Adds a line to the log, below the rest of one that a kill cut off."""
+        path = self._folder / LOG
+        cut = path.exists() and not path.read_bytes().endswith(b"\n")
+        with opened(path, append=True) as log:
+            log.write(b"\n" * cut + json.dumps(facts).encode() + b"\n")
 
     def _explained(self, error: OSError, what: str) -> CheckpointError:
         return CheckpointError(
@@ -82,6 +91,14 @@ class Journal:
             where=str(self._folder),
             found=error.strerror or str(error),
         )
+
+
+def _check_again(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    if not resume:
+        raise CheckpointError(
+            "the work folder holds a run", where=str(folder), allowed="--resume, a new folder"
+        )
+    _check_same(read_json(folder / SETTINGS), settings, folder)
 
 
 def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:

@@ -3,6 +3,7 @@
 Weights outside the blocks and layers that stay as they are go from file to file. With a journal a
 run that was killed goes on where it stopped: blocks that are finished are read back, the hidden
 states of the calibration text walk through them again, and the bytes are those of a whole run.
+Several processes divide the work of each block; the first reads and writes what is kept.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from unspool.checkpoint.journal import Journal
 from unspool.checkpoint.manifest import Layer, Manifest
 from unspool.checkpoint.save import copied_files
 from unspool.checkpoint.write import Payload, check_output, write_checkpoint
-from unspool.encode.encode import encode
+from unspool.encode.encode import encode, strip_count
 from unspool.errors import CheckpointError, ModelError
 from unspool.matmul.reference import decode
 from unspool.model.layout import BUFFERS, STORED_DTYPE, as_arrays, as_buffers
+from unspool.model.processes import ALONE, Processes
 from unspool.model.progress import Progress
 from unspool.model.shards import CONFIG, StoredTensor, read_folder, read_json
 from unspool.pack.matrix import CodedMatrix, coded_matrix
@@ -60,91 +62,117 @@ def quantize_folder(
     windows: torch.Tensor | None = None,
     journal: Journal | None = None,
     progress: Progress = lambda done, total, what: None,
+    processes: Processes = ALONE,
     **saving: Any,
 ) -> tuple[Outcome, ...]:
     """Quantizes the planned layers of a folder's model into a new checkpoint.
 
-    `windows`: calibration token ids `[count, tokens]`. Raises ModelError for a model whose tensors
+    `windows`: calibration token ids `[count, tokens]`. Of several `processes` the first alone has a
+    journal; all end with the error of one. Raises ModelError for a model whose tensors
     are not stored by the names of its modules, and for a layer outside the blocks;
     CheckpointError where something cannot be written. What a journal holds by then is kept.
     """
     from unspool.model.blocks import Stored
     from unspool.model.load import unfilled_model
 
-    check_output(out, overwrite=bool(saving.get("overwrite", False)))
+    processes.told(lambda: check_output(out, overwrite=bool(saving.get("overwrite", False))))
     model = unfilled_model(source)
     stored = Stored(model, source)
     blocks = stored.blocks()
     _check_inside(plan.formats, blocks)
-    streams = _streams(stored, model, blocks, windows)
+    streams = _streams(stored, model, blocks, windows, processes)
     tensors: dict[str, Payload] = {}
     outcomes: list[Outcome] = []
     for place, prefix in enumerate(blocks.names):
         progress(place, len(blocks.names), prefix)
         with _named(prefix):
-            found = _block(blocks.read(place), prefix, place, plan, streams, journal, outcomes)
+            run = _Run(plan=plan, streams=streams, journal=journal, processes=processes)
+            found = run.block(blocks.read(place), prefix, place, outcomes)
         tensors |= found
     progress(len(blocks.names), len(blocks.names), "")
-    _write(source, out, plan.formats, tensors, {o.name: o.shape for o in outcomes}, saving)
+    shapes = {outcome.name: outcome.shape for outcome in outcomes}
+    processes.told(lambda: _write(source, out, plan.formats, tensors, shapes, saving))
     return tuple(outcomes)
 
 
-def _block(
-    block: nn.Module,
-    prefix: str,
-    place: int,
-    plan: Plan,
-    streams: Streams | None,
-    journal: Journal | None,
-    outcomes: list[Outcome],
-) -> dict[str, Payload]:
-    """The tensors of a block, made now or before; adds to the outcomes.
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What stays the same from block to block."""
 
-    With a journal they are read from its files when the checkpoint is written; else they are kept.
-    """
-    from unspool.model.calibrate import replay_block
+    plan: Plan
+    streams: Streams | None
+    journal: Journal | None
+    processes: Processes
 
-    begun = time.perf_counter()
-    names = [name for name in plan.formats if name.startswith(f"{prefix}.")]
-    weights = {name: _weight(block, prefix, name) for name in names}
+    def block(
+        self, block: nn.Module, prefix: str, place: int, outcomes: list[Outcome]
+    ) -> dict[str, Payload]:
+        """The tensors of a block, made now or before; adds to the outcomes.
+
+        With a journal they are read from its files when the checkpoint is written; else they are
+        kept.
+        """
+        begun, journal = time.perf_counter(), self.journal
+        names = [name for name in self.plan.formats if name.startswith(f"{prefix}.")]
+        weights = {name: _weight(block, prefix, name) for name in names}
+        arrays = self.processes.told(lambda: _arrays(journal, place))
+        if arrays is None:
+            matrices = self._encoded(block, prefix, weights)
+            arrays = {
+                f"{name}.{buffer}": array
+                for name in names
+                for buffer, array in as_buffers(matrices[name].arrays).items()
+            }
+            made, facts = arrays, {"name": prefix, "seconds": time.perf_counter() - begun}
+            self.processes.told(lambda: journal.put(place, made, facts) if journal else None)
+        else:
+            matrices = {
+                n: _matrix(n, self.plan.formats[n], weights[n].shape, arrays) for n in names
+            }
+            self._replay(block, prefix, matrices)
+        outcomes += self.processes.share(
+            lambda i: _outcome(names[i], matrices[names[i]], weights[names[i]]), len(names)
+        )
+        stored = journal.get(place) if journal else None
+        if stored is not None:
+            return {name: _untouched(tensor) for name, tensor in stored.items()}
+        return {name: _payload(a) for name, a in arrays.items()} if self.processes.first else {}
+
+    def _encoded(
+        self, block: nn.Module, prefix: str, weights: Mapping[str, np.ndarray]
+    ) -> dict[str, CodedMatrix]:
+        from unspool.model.calibrate import calibrate_block
+
+        plan = self.plan
+        if self.streams is not None:
+            found = calibrate_block(block, prefix, self.streams, plan)
+            return {each.name: each.matrix for each in found}
+        passes, threads = plan.how.passes, plan.threads
+        return self.processes.encoded(
+            {n: strip_count((len(w), w.shape[1]), plan.formats[n]) for n, w in weights.items()},
+            lambda name, share: encode(
+                weights[name],
+                plan.formats[name],
+                passes=passes,
+                threads=threads,
+                where=name,
+                share=share,
+            ),
+        )
+
+    def _replay(self, block: nn.Module, prefix: str, matrices: Mapping[str, CodedMatrix]) -> None:
+        from unspool.model.calibrate import replay_block
+
+        if self.streams is not None:
+            replay_block(block, prefix, self.streams, matrices, self.plan.threads)
+
+
+def _arrays(journal: Journal | None, place: int) -> dict[str, np.ndarray] | None:
+    """The finished tensors of a block, read."""
     stored = journal.get(place) if journal else None
     if stored is None:
-        matrices = _encoded(block, prefix, weights, plan, streams)
-        made = {
-            f"{name}.{buffer}": array
-            for name in names
-            for buffer, array in as_buffers(matrices[name].arrays).items()
-        }
-        if journal:
-            journal.put(place, made, {"name": prefix, "seconds": time.perf_counter() - begun})
-            stored = journal.get(place)
-        payloads = {name: _payload(array) for name, array in made.items()}
-    else:
-        arrays = {name: np.array(tensor.array()) for name, tensor in stored.items()}
-        matrices = {n: _matrix(n, plan.formats[n], weights[n].shape, arrays) for n in names}
-        if streams is not None:
-            replay_block(block, prefix, streams, matrices, plan.threads)
-    outcomes += [_outcome(name, matrices[name], weights[name]) for name in names]
-    return payloads if stored is None else {n: _untouched(t) for n, t in stored.items()}
-
-
-def _encoded(
-    block: nn.Module,
-    prefix: str,
-    weights: Mapping[str, np.ndarray],
-    plan: Plan,
-    streams: Streams | None,
-) -> dict[str, CodedMatrix]:
-    from unspool.model.calibrate import calibrate_block
-
-    if streams is not None:
-        found = calibrate_block(block, prefix, streams, plan)
-        return {each.name: each.matrix for each in found}
-    passes, threads = plan.how.passes, plan.threads
-    return {
-        name: encode(weight, plan.formats[name], passes=passes, threads=threads, where=name)
-        for name, weight in weights.items()
-    }
+        return None
+    return {name: np.array(tensor.array()) for name, tensor in stored.items()}
 
 
 def _weight(block: nn.Module, prefix: str, name: str) -> np.ndarray:
@@ -175,14 +203,18 @@ def _outcome(name: str, matrix: CodedMatrix, weight: np.ndarray) -> Outcome:
 
 
 def _streams(
-    stored: Any, model: nn.Module, blocks: Blocks, windows: torch.Tensor | None
+    stored: Any,
+    model: nn.Module,
+    blocks: Blocks,
+    windows: torch.Tensor | None,
+    processes: Processes,
 ) -> Streams | None:
     from unspool.model.calibrate import both_streams
 
     if windows is None:
         return None
     with stored.without_blocks():
-        return both_streams(model, model.get_submodule(blocks.names[0]), windows)
+        return both_streams(model, model.get_submodule(blocks.names[0]), windows, processes)
 
 
 def _check_inside(formats: Mapping[str, Format], blocks: Blocks) -> None:

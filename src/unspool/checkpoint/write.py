@@ -3,12 +3,14 @@
 A reader sees the whole checkpoint or none of it, whatever happens in between. An error or an
 interrupt leaves nothing behind, and an old checkpoint as it was. A hard crash (power, kill) leaves
 at most a `.NAME.partial-*` folder; between the two renames that replace an old checkpoint, it
-leaves that one whole as `.NAME.replaced-*` and nothing at its place.
+leaves that one whole as `.NAME.replaced-*` and nothing at its place. The next that is written to
+that place removes both.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -22,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from unspool.checkpoint import durable
+from unspool.checkpoint.durable import Hold, opened, sync_folder, write_file
 from unspool.errors import CheckpointError
 from unspool.model.load import is_checkpoint
 from unspool.model.shards import CONFIG, INDEX, ITEM_BYTES, WEIGHTS, header_bytes, read_json
@@ -129,22 +133,37 @@ def split(tensors: Mapping[str, Payload], limit: int) -> dict[str, dict[str, Pay
 def _staged(folder: Path, nbytes: int) -> Iterator[Path]:
     """A folder beside `folder` that takes its place when the block ends, or vanishes."""
     stage: Path | None = None
+    hold: Hold | None = None
     created: list[Path] = []
     try:
         created += [parent for parent in folder.parents if not parent.exists()]
         folder.parent.mkdir(parents=True, exist_ok=True)
         _check_space(folder, nbytes)
         stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        hold = Hold(stage)
         stage.chmod(0o777 & ~_umask())
+        _remove_left(folder, ".partial-")
         yield stage
         sync_folder(stage)
         _put_in_place(stage, folder)
+        _remove_left(folder, ".replaced-")
     except OSError as error:
         _remove(stage, created)
         raise _explained(error, folder, nbytes) from error
     except BaseException:
         _remove(stage, created)
         raise
+    finally:
+        if hold is not None:
+            hold.release()
+
+
+def _remove_left(folder: Path, kind: str) -> None:
+    """Removes what killed writers of the same folder left beside it; those at work hold theirs."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}{kind}*"):
+        with suppress(OSError):
+            if Hold(path).sure:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _put_in_place(stage: Path, folder: Path) -> None:
@@ -152,8 +171,8 @@ def _put_in_place(stage: Path, folder: Path) -> None:
     aside = stage.with_name(stage.name.replace(".partial-", ".replaced-"))
     try:
         if folder.exists():
-            folder.rename(aside)
-        stage.rename(folder)
+            durable.DISK.rename(folder, aside)
+        durable.DISK.rename(stage, folder)
         # In place and whole: what goes wrong from here on is no failure to write it.
         with suppress(OSError):
             sync_folder(folder.parent)
@@ -167,7 +186,7 @@ def _put_in_place(stage: Path, folder: Path) -> None:
 def write_shard(path: Path, tensors: Mapping[str, Payload]) -> None:
     """Writes a safetensors file, flushed to the disk."""
     header = header_bytes({name: (t.dtype, t.shape) for name, t in tensors.items()})
-    with path.open("wb") as stream:
+    with opened(path) as stream:
         stream.write(header)
         for name, tensor in tensors.items():
             content = tensor.read().reshape(-1).view(np.uint8)
@@ -175,16 +194,6 @@ def write_shard(path: Path, tensors: Mapping[str, Payload]) -> None:
                 raise CheckpointError("a tensor changed its size", where=name)
             for start in range(0, content.nbytes, CHUNK):
                 stream.write(content[start : start + CHUNK].data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a small file, flushed to the disk."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _index(shards: Mapping[str, Mapping[str, Payload]]) -> dict[str, Any]:
@@ -238,15 +247,6 @@ def _explained(error: OSError, folder: Path, nbytes: int) -> CheckpointError:
     return CheckpointError(
         "cannot be written; nothing was", where=str(folder), found=error.strerror or str(error)
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Flushes a folder's entries, so that a rename cannot reach the disk before its files."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(stage: Path | None, created: Sequence[Path]) -> None:

@@ -5,11 +5,13 @@ Every verb is a file of its own, which imports what is heavy inside its function
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -24,6 +26,7 @@ from unspool.cli import (
     formats,
     generate,
     inspect,
+    launch,
     quantize,
     search,
     terminal,
@@ -99,6 +102,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
 def status(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit code. Every error ends here."""
     _quieten_frameworks(arguments)
+    if not launch.speaks():
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return _status(arguments)
+    return _status(arguments)
+
+
+def _status(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

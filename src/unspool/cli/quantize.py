@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unspool import __version__
+from unspool.cli import launch
 from unspool.cli.bundled import CALIBRATION, NAME, ModelPath, folder, read_text, resolve
 from unspool.cli.quantize_options import (
     TOKENS,
@@ -78,13 +81,16 @@ def quantize(
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
     found["calibration_tokens"] = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
-    effort = {"passes": passes, "threads": threads}
+    effort = {"passes": passes, "threads": launch.threads_each(threads)}
     saving = {"overwrite": overwrite, "max_shard_bytes": limit}
     start = time.perf_counter()
     if place is None:
         found |= plan(source, body, selection)
-    elif work is not None or (windows is not None and not tune and head is None):
-        journal = open_journal(work, resume, source, body, windows, {**selection, "passes": passes})
+        by_block = streamed(work, windows, tune, head)
+        found["estimate"] = foretold(source, body, selection, windows, effort, by_block)
+    elif streamed(work, windows, tune, head):
+        settings = {**selection, "passes": passes}
+        journal = partial(open_journal, work, resume, source, body, windows, settings)
         more = {**effort, "windows": windows, "journal": journal}
         found |= stream(source, place, body, selection, more, saving, quiet)
     else:
@@ -118,9 +124,17 @@ def check_together(
         raise CheckpointError("tuning needs a text", where="--tune", allowed="--calibration FILE")
     if resume and work is None:
         raise CheckpointError("nothing to go on with", where="--resume", allowed="--work DIR")
-    if work is not None and (tune or head is not None):
-        found = "--tune" if tune else "--head"
+    found = "--tune" if tune else "--head" if head is not None else ""
+    if work is not None and found:
         raise CheckpointError("--work keeps blocks alone", found=found, allowed="one of the two")
+    if launch.several() and found:
+        raise CheckpointError("several processes divide blocks alone", found=found)
+
+
+def streamed(work: Path | None, windows: torch.Tensor | None, tune: int, head: str | None) -> bool:
+    """Whether to go block by block from file to file; the other way holds the whole model."""
+    asked = work is not None or launch.several()
+    return asked or (windows is not None and not tune and head is None)
 
 
 def open_journal(
@@ -191,6 +205,25 @@ def plan(source: str, fmt: Format, selection: dict[str, Any]) -> dict[str, Any]:
     return {"layers": layers, "left_out": left_out, **sizes.to_json()}
 
 
+def foretold(
+    source: str,
+    fmt: Format,
+    selection: dict[str, Any],
+    windows: torch.Tensor | None,
+    effort: dict[str, Any],
+    by_block: bool,
+) -> dict[str, Any]:
+    """Seconds and bytes of memory, from rates measured now (`model.estimate`)."""
+    from unspool.model import selection as select
+    from unspool.model.estimate import estimate
+    from unspool.model.load import empty_model, locate
+
+    model = empty_model(source)
+    chosen = select.plan(model, fmt, **selection)
+    given = {name: value for name, value in effort.items() if value is not None}
+    return estimate(locate(source), model, chosen, windows, streamed=by_block, **given).to_json()
+
+
 def write(
     source: str,
     folder: Path,
@@ -239,16 +272,19 @@ def stream(
     from unspool.model import selection as select
     from unspool.model.calibrate import Plan
     from unspool.model.load import empty_model, locate
+    from unspool.model.processes import ALONE, joined
 
     planned = plan(source, fmt, selection)
-    check_room(folder, planned["model_bytes"])
     chosen = select.plan(empty_model(source), fmt, **selection)
     passes = {"passes": effort["passes"]} if effort["passes"] else {}
     steps = Plan(formats=chosen, how=Calibration(**passes), threads=effort["threads"])
-    with progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
+    together = joined() if launch.several() else nullcontext(ALONE)
+    with together as processes, progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
+        processes.told(lambda: check_room(folder, planned["model_bytes"]))
+        journal = processes.agreed(lambda: effort["journal"]() if processes.first else None)
         done = quantize_folder(
-            locate(source), folder, steps, windows=effort["windows"], journal=effort["journal"],
-            progress=advance, **saving,
+            locate(source), folder, steps, windows=effort["windows"], journal=journal,
+            progress=advance, processes=processes, **saving,
         )  # fmt: skip
     errors = {outcome.name: outcome.relative_error for outcome in done}
     layers = [{**layer, "relative_error": errors[layer["name"]]} for layer in planned["layers"]]
@@ -332,6 +368,13 @@ def _show(found: dict[str, Any]) -> None:
         count, dense = len(found["left_out"]), sum(each["bytes"] for each in found["left_out"])
         print(f"left as they are: {count} fused expert weights, {byte_count(dense)}")
     if found["dry_run"]:
+        guess = found["estimate"]
+        print(
+            f"estimate:         {guess['seconds']:.3g} s on {guess['threads']} threads "
+            f"({guess['encoding_seconds']:.3g} s encoding, {guess['passes_seconds']:.3g} s passes "
+            "of the text) beside start-up, reading and writing, from rates measured now; "
+            f"{byte_count(guess['peak_bytes'])} of memory"
+        )
         print("dry run: nothing was written")
     else:
         print(f"written to {found['out']} in {found['seconds']:.1f} s")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from unspool.cli import launch
 from unspool.model.progress import Progress
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
@@ -25,8 +26,9 @@ NAME_WIDTH = 20
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """One line on stderr; of several processes the first alone speaks."""
+    if launch.speaks():
+        print(text, file=sys.stderr, flush=True)
 
 
 def print_json(data: object) -> None:
@@ -68,7 +70,7 @@ def print_table(
 @contextmanager
 def progress(title: str, *, quiet: bool = False) -> Iterator[Progress]:
     """A bar on stderr with the time left; nothing where stderr is no terminal, or when quiet."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty() or not launch.speaks():
         yield lambda done, total, what: None
         return
     from rich import progress as bars

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float32
 
 STRIP = 1 << 21
-"""Weights encoded at a time with calibration: the arrays beside them take 50 bytes per weight."""
+"""Weights encoded at a time: the arrays beside them take some 50 bytes per weight."""
 
 PART = 1 << 18
-"""Weights that a thread encodes at a time without: its arrays stay near the cache."""
+"""Weights that a thread encodes at a time: its arrays stay near the cache."""
 
 SMALLEST, LARGEST = 1e-15, 1e15
 """Largest weights that formats without a tensor scale take: their squares stay inside float32."""
@@ -39,11 +39,19 @@ SMALLEST, LARGEST = 1e-15, 1e15
 PASSES = 2
 """Viterbi passes per ring; two lose under 1 % to the exact search on a 256-bit ring."""
 
+Share = Callable[[Callable[[int], Any], int], Sequence[Any]]
+"""Has a function called with 0 to count - 1, by whomever; the results in that order."""
+
 CLIPS = tuple(float(c) for c in np.geomspace(0.5, 1.6, 32))
 """Plain formats: scales tried, as a share of the one that just fits the largest weight.
 
 Above 1 too: E2M1 has nothing between 4 and 6, and a block often fits better with its largest at 4.
 """
+
+
+def alone(work: Callable[[int], Any], count: int) -> list[Any]:
+    """The `Share` of one who does it all."""
+    return [work(place) for place in range(count)]
 
 
 def encode(
@@ -53,12 +61,14 @@ def encode(
     passes: int = PASSES,
     threads: int | None = None,
     where: str = "",
+    share: Share = alone,
 ) -> CodedMatrix:
     """The coded matrix of a weight `[n, k]`, nearest in squared error after the rotation.
 
     `where` names the layer in errors. Raises WeightError for a weight that is not a finite matrix.
-    Rows of zeros decode to zeros (where rows are not rotated into each other). Threads take strips
-    of rows: some 15 MB each beside the weight and the result, whatever its size.
+    Rows of zeros decode to zeros (where rows are not rotated into each other). Works through
+    the rows in strips: some 100 MB beside the weight and the result, whatever its size. `share`
+    divides the strips.
     """
     weight = checked_weight(weight, where)
     unit = unit_of(weight, fmt, where)
@@ -69,19 +79,34 @@ def encode(
         )
         tensor = scales.tensor_scale(largest, fmt.scale.operand)
 
-    strips = _strips(weight, fmt, PART)
-    workers = min(native.threads(threads), len(strips))
-    each = threads if workers == 1 else 1
+    def part(place: int) -> Part:
+        strip = strip_at(weight, fmt, unit, place, threads)
+        return _encode_parts(strip, fmt, tensor, passes, threads)
 
-    def part(rows: range) -> _Part:
-        strip = _strip(weight, fmt, unit, rows, each)
-        return _encode_strip(strip, fmt, tensor, passes, each)
+    parts = share(part, strip_count((weight.shape[0], weight.shape[1]), fmt))
+    return matrix_of(parts, fmt, (weight.shape[0], weight.shape[1]), tensor, unit)
 
-    with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(part, strips))
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is stored of one strip."""
+
+    codes: np.ndarray
+    scale: np.ndarray | None
+    table: np.ndarray | None
+
+
+def matrix_of(
+    parts: Sequence[Part],
+    fmt: Format,
+    shape: tuple[int, int],
+    tensor: np.ndarray | None,
+    unit: np.float32,
+) -> CodedMatrix:
+    """The matrix whose strips were encoded in units of `unit` beside that tensor scale."""
     return CodedMatrix(
         format=fmt,
-        shape=(weight.shape[0], weight.shape[1]),
+        shape=shape,
         codes=np.concatenate([part.codes for part in parts]),
         scale=joined([part.scale for part in parts]),
         tensor_scale=None if tensor is None else np.array(tensor * unit, np.float32),
@@ -89,13 +114,27 @@ def encode(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """What is stored of one strip."""
-
-    codes: np.ndarray
-    scale: np.ndarray | None
-    table: np.ndarray | None
+def _encode_parts(
+    strip: np.ndarray,
+    fmt: Format,
+    tensor: np.ndarray | None,
+    passes: int,
+    threads: int | None,
+) -> Part:
+    """A strip, by threads that take some rows at a time."""
+    height = max(1, PART // strip.shape[1] // fmt.row_unit) * fmt.row_unit
+    one_table = any(parameter.scope == "tensor" for parameter in fmt.code.program.parameters)
+    workers = min(native.threads(threads), -(-len(strip) // height))
+    if one_table or workers == 1:
+        return _encode_strip(strip, fmt, tensor, passes, threads)
+    rows = [strip[first : first + height] for first in range(0, len(strip), height)]
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(lambda part: _encode_strip(part, fmt, tensor, passes, 1), rows))
+    return Part(
+        codes=np.concatenate([part.codes for part in parts]),
+        scale=joined([part.scale for part in parts]),
+        table=joined([part.table for part in parts]),
+    )
 
 
 def _encode_strip(
@@ -104,7 +143,7 @@ def _encode_strip(
     tensor: np.ndarray | None,
     passes: int,
     threads: int | None,
-) -> _Part:
+) -> Part:
     """Encodes rows that are padded and rotated already."""
     table = None
     if fmt.code.program.parameters:
@@ -113,31 +152,36 @@ def _encode_strip(
         states, fitted = _plain(strip, fmt, tensor, threads)
     else:
         states, fitted = _coded(strip, fmt, tensor, passes, threads)
-    return _Part(codes=pack(states, fmt.code), scale=fitted.bits, table=table)
+    return Part(codes=pack(states, fmt.code), scale=fitted.bits, table=table)
 
 
-def strips_of(
-    weight: np.ndarray, fmt: Format, unit: np.float32, threads: int | None = None
-) -> Iterator[np.ndarray]:
-    """The weight over `unit`, padded and rotated, some rows at a time."""
-    return (_strip(weight, fmt, unit, rows, threads) for rows in _strips(weight, fmt, STRIP))
+def strip_count(shape: tuple[int, int], fmt: Format) -> int:
+    """How many strips the rows of a weight `[n, k]` are worked through in."""
+    return -(-fmt.padded(*shape)[0] // _strip_height(shape, fmt))
 
 
-def _strips(weight: np.ndarray, fmt: Format, size: int) -> list[range]:
-    """Rows, padded ones too, in strips of about so many weights."""
-    rows, columns = fmt.padded(weight.shape[0], weight.shape[1])
-    height = max(1, size // columns // fmt.row_unit) * fmt.row_unit
+def _strip_height(shape: tuple[int, int], fmt: Format) -> int:
+    rows, columns = fmt.padded(*shape)
     if any(parameter.scope == "tensor" for parameter in fmt.code.program.parameters):
-        height = rows
-    return [range(first, min(first + height, rows)) for first in range(0, rows, height)]
+        return rows
+    return max(1, STRIP // columns // fmt.row_unit) * fmt.row_unit
 
 
-def _strip(
-    weight: np.ndarray, fmt: Format, unit: np.float32, rows: range, threads: int | None
+def strip_at(
+    weight: np.ndarray, fmt: Format, unit: np.float32, place: int, threads: int | None = None
 ) -> np.ndarray:
-    part = weight[rows.start : rows.stop] / unit
-    padded = pad(part, len(rows), fmt.padded(*weight.shape)[1])
-    return rotate(padded, fmt.rotation, first_row=rows.start, threads=threads)
+    """A strip of the weight over `unit`, padded and rotated."""
+    shape = (weight.shape[0], weight.shape[1])
+    (rows, columns), height = fmt.padded(*shape), _strip_height(shape, fmt)
+    first = place * height
+    padded = pad(weight[first : first + height] / unit, min(height, rows - first), columns)
+    return rotate(padded, fmt.rotation, first_row=first, threads=threads)
+
+
+def strips_of(weight: np.ndarray, fmt: Format, unit: np.float32) -> Iterator[np.ndarray]:
+    """All strips, one at a time."""
+    for place in range(strip_count((weight.shape[0], weight.shape[1]), fmt)):
+        yield strip_at(weight, fmt, unit, place)
 
 
 def unit_of(weight: np.ndarray, fmt: Format, where: str) -> np.float32:

@@ -15,8 +15,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unspool.encode import scales
+from unspool.encode.blas import one_thread
 from unspool.encode.columns import Columns, LevelColumns, PlainColumns, TrellisColumns
-from unspool.encode.encode import PASSES, checked_weight, joined, strips_of, unit_of, wanted_scale
+from unspool.encode.encode import (
+    PASSES,
+    Part,
+    Share,
+    alone,
+    checked_weight,
+    matrix_of,
+    strip_at,
+    strip_count,
+    strips_of,
+    unit_of,
+    wanted_scale,
+)
 from unspool.encode.feedback import Feedback, factor, spread
 from unspool.encode.moments import DAMPING, Moments, checked, damped, turned, wanted
 from unspool.encode.scales import Scales
@@ -59,6 +72,7 @@ class Walk:
     cost: Float64[np.ndarray, "n"]
 
 
+@one_thread()
 def encode_calibrated(
     weight: Float32[np.ndarray, "n k"],
     fmt: Format,
@@ -67,6 +81,7 @@ def encode_calibrated(
     how: Calibration = Calibration(),
     threads: int | None = None,
     where: str = "",
+    share: Share = alone,
 ) -> CodedMatrix:
     """The coded matrix of a weight `[n, k]` whose outputs on the calibration inputs err least.
 
@@ -83,18 +98,13 @@ def encode_calibrated(
     if fmt.scale.tensor:
         largest = max(float(wanted_scale(s, fmt).max()) for s in strips_of(target, fmt, unit))
         tensor = scales.tensor_scale(largest, fmt.scale.operand)
-    parts = [
-        _encode_strip(strip, fmt, tensor, feedback, moments_damped, how, threads)
-        for strip in strips_of(target, fmt, unit, threads)
-    ]
-    return CodedMatrix(
-        format=fmt,
-        shape=(n, k),
-        codes=np.concatenate([pack(part.states, fmt.code) for part in parts]),
-        scale=joined([part.scales.bits for part in parts]),
-        tensor_scale=None if tensor is None else np.array(tensor * unit, np.float32),
-        table=joined([part.table for part in parts]),
-    )
+
+    def part(place: int) -> Part:
+        strip = strip_at(target, fmt, unit, place, threads)
+        walk = _encode_strip(strip, fmt, tensor, feedback, moments_damped, how, threads)
+        return Part(codes=pack(walk.states, fmt.code), scale=walk.scales.bits, table=walk.table)
+
+    return matrix_of(share(part, strip_count((n, k), fmt)), fmt, (n, k), tensor, unit)
 
 
 def _encode_strip(

@@ -32,8 +32,9 @@ def nearest(values: Floats, targets: Floats, *, threads: int | None = None) -> S
     values, targets = np.asarray(values, np.float32), np.asarray(targets, np.float32)
     if values.ndim != 1:
         raise _wrong("values", values.shape, "[states]")
-    states = _chosen(_boundaries(values.tobytes()), targets.reshape(1, -1), threads)
-    return states.reshape(targets.shape)
+    return nearest_units(values[None], targets.reshape(1, -1), threads=threads).reshape(
+        targets.shape
+    )
 
 
 def nearest_units(values: Floats, targets: Floats, *, threads: int | None = None) -> States:
@@ -46,20 +47,15 @@ def nearest_units(values: Floats, targets: Floats, *, threads: int | None = None
     targets = np.ascontiguousarray(targets, np.float32)
     if values.ndim != 2 or targets.ndim != 2 or len(values) != len(targets):
         raise _wrong("values and targets", (values.shape, targets.shape), "[units, ...] alike")
-    return _chosen(boundaries(values), targets, threads)
+    return nearest_among(boundaries(values), targets, threads=threads)
 
 
-@functools.lru_cache(maxsize=16)
-def _boundaries(values: bytes) -> tuple[Floats, States]:
-    """Of one table. Those of the scales' 65,536 values take 13 ms, which many strips share."""
-    return boundaries(np.frombuffer(values, np.float32)[None])
-
-
-def _chosen(table: tuple[Floats, States], targets: Floats, threads: int | None) -> States:
-    targets = np.ascontiguousarray(targets)
+def nearest_among(
+    bounds: tuple[Floats, States], targets: Floats, *, threads: int | None = None
+) -> States:
+    """The same for tables whose boundaries are known: targets [units, count], contiguous."""
     check_finite(targets, "nearest targets")
-    thresholds, states = table
-    count = native.threads(threads)
+    (thresholds, states), count = bounds, native.threads(threads)
     if native.library() is None:
         native.warn_twin("the nearest-value search")
         return nearest_twin(thresholds, states, targets)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unspool.encode.nearest import nearest
+from unspool.encode.nearest import boundaries, nearest_among
 from unspool.pack.matrix import bits_dtype
 from unspool.spec.operand import E4M3, Operand
 from unspool.spec.scale import Scale
@@ -43,11 +44,21 @@ def store(
     unit = np.float32(1) if tensor is None else np.float32(tensor)
     if scale.operand is None:
         return Scales(bits=None, effective=np.full((1, 1), unit))
-    values = scale.operand.values().astype(np.float32)
-    candidates = np.where(values >= 0, values, np.float32(np.nan))
-    bits = nearest(candidates, (wanted / (unit or 1)).astype(np.float32))
+    values, bounds = _stored_scales(scale.operand)
+    asked = np.ascontiguousarray(wanted / (unit or 1), np.float32)
+    bits = nearest_among(bounds, asked.reshape(1, -1)).reshape(asked.shape)
     stored = bits.astype(bits_dtype(scale.operand))
     return Scales(bits=stored, effective=values[bits] * unit)
+
+
+@functools.cache
+def _stored_scales(operand: Operand) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """What a scale may be and the boundaries between: 20 ms for FP16, over half of a small layer.
+
+    Not to be written to.
+    """
+    values = operand.values().astype(np.float32)
+    return values, boundaries(np.where(values >= 0, values, np.float32(np.nan))[None])
 
 
 def divide(matrix: np.ndarray, scales: Scales, scale: Scale) -> Float32[np.ndarray, "n k"]:

@@ -6,8 +6,9 @@ of their calls, those that read the same activation together: their second momen
 quantized stream, what they should have given from the original. Only the block at hand has weights
 in memory.
 
-Sums are float64, each window's product float32, windows added in their order. Threads take whole
-windows, each computed by one thread, so that their number never changes a byte.
+Sums are float64, each window's product float32; windows are added in their order inside chunks of
+windows, then the chunks. Threads take whole windows, each computed by one thread, and processes
+whole chunks, so that the number of neither changes a byte.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ import torch
 from torch import nn
 
 from unspool import native
+from unspool.encode.blas import one_thread
+from unspool.encode.encode import Share, alone, strip_count
 from unspool.encode.ldlq import Calibration, encode_calibrated
 from unspool.encode.moments import Moments
 from unspool.errors import ModelError
 from unspool.matmul.reference import decode
+from unspool.model.processes import ALONE, Processes
 from unspool.model.taps import Call, Taps, first_call, run_block, shared
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
@@ -37,8 +41,15 @@ RESIDUAL = {"self_attn.o_proj": "", "mlp.down_proj": "post_attention_layernorm"}
 the stream before ("": the block itself). Their outputs make good for what the stream has drifted:
 KL .0544 to .0513 for t2-e2m1 on the bundled model."""
 
+Each = Callable[[Callable[[int], Any], range], Iterable[Any]]
+
 NOT_RESIDUAL = "pre_feedforward_layernorm"
 """Blocks with this module normalise outputs before they add them."""
+
+
+CHUNKS = 8
+"""Parts of the text that are summed apart: more processes than these share layers alone. A process
+that sums several keeps each until all are summed, 16 bytes x k x k."""
 
 
 @dataclass(kw_only=True)
@@ -48,40 +59,48 @@ class Streams:
     original    those of the original model
     quantized   those of the model as quantized so far
     call        what every block is called with beside them
+    count       windows of all processes; the lists hold those of this one
+    processes   those that have the windows between them
     """
 
     original: list[torch.Tensor]
     quantized: list[torch.Tensor]
     call: Call
+    count: int
+    processes: Processes = ALONE
+
+
+def chunks(windows: int, processes: int) -> list[tuple[int, range]]:
+    """Every chunk's process and windows, in order; the first process has the first window."""
+    begins = [-(-chunk * windows // CHUNKS) for chunk in range(CHUNKS + 1)]
+    owners = [chunk * min(processes, CHUNKS) // CHUNKS for chunk in range(CHUNKS)]
+    return [(owners[chunk], range(*begins[chunk : chunk + 2])) for chunk in range(CHUNKS)]
 
 
 @dataclass(kw_only=True)
 class _Sums:
-    """What is summed over windows for the layers that read one activation."""
+    """What is summed over windows for the layers that read one activation: x x^T,
+    (x of the original - x) x^T, (residual of the original - residual) x^T; None where the original
+    has no such token or there is no residual."""
 
-    inputs: Any = 0.0
-    moved: Any = 0.0
-    behind: Any = 0.0
+    inputs: np.ndarray | None = None
+    moved: np.ndarray | None = None
+    behind: np.ndarray | None = None
     tokens: int = 0
 
-    def add(self, found: _Found) -> None:
-        self.inputs = self.inputs + found.inputs.astype(np.float64)
-        if found.moved is not None:
-            self.moved = self.moved + found.moved.astype(np.float64)
-        if found.behind is not None:
-            self.behind = self.behind + found.behind.astype(np.float64)
+    def add(self, found: _Sums) -> None:
+        self.inputs = _added(self.inputs, found.inputs)
+        self.moved = _added(self.moved, found.moved)
+        self.behind = _added(self.behind, found.behind)
         self.tokens += found.tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """Of one window: x x^T, (x of the original - x) x^T, (residual of the original - residual) x^T;
-    None where the original has no such token or there is no residual."""
-
-    inputs: np.ndarray
-    moved: np.ndarray | None
-    behind: np.ndarray | None
-    tokens: int
+def _added(total: np.ndarray | None, more: np.ndarray | None) -> np.ndarray | None:
+    """Their sum, in the place of the total."""
+    if total is None or more is None:
+        return total if more is None else more.astype(np.float64, copy=False)
+    total += more
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +121,17 @@ class Plan:
     threads: int | None = None
 
 
-def both_streams(model: nn.Module, block: nn.Module, windows: torch.Tensor) -> Streams:
+def both_streams(
+    model: nn.Module, block: nn.Module, windows: torch.Tensor, processes: Processes = ALONE
+) -> Streams:
     """Both streams before the first block, for windows of token ids `[count, tokens]`."""
-    calls = [first_call(model, block, ids) for ids in windows]
-    hidden = [states.float() for states, _ in calls]
-    return Streams(original=hidden, quantized=list(hidden), call=_in_float32(calls[0][1]))
+    divided = chunks(len(windows), processes.count)
+    mine = [place for owner, part in divided if owner == processes.rank for place in part]
+    hidden = [first_call(model, block, windows[place])[0].float() for place in mine]
+    call = _in_float32(first_call(model, block, windows[0])[1])
+    return Streams(
+        original=hidden, quantized=list(hidden), call=call, count=len(windows), processes=processes
+    )
 
 
 def calibrate_block(
@@ -118,15 +143,23 @@ def calibrate_block(
     token of the text reaches.
     """
     names = [name for name in _linears(block) if f"{prefix}.{name}" in plan.formats]
-    changed = deepcopy(block)
+    changed, processes = deepcopy(block), streams.processes
     with _workers(plan.threads) as each:
-        for group in _groups(block, names, streams):
+        for group in processes.told(lambda: _groups(block, names, streams)):
             sums = _sums(block, changed, group, streams, each)
-            for name in group:
-                layer = f"{prefix}.{name}"
-                matrix = _encoded(block.get_submodule(name), layer, sums[name], plan)
+            layers = {name: block.get_submodule(name) for name in group}
+            matrices = processes.encoded(
+                {
+                    name: strip_count(tuple(layer.weight.shape), plan.formats[f"{prefix}.{name}"])
+                    for name, layer in layers.items()
+                },
+                lambda name, share, sums=sums, layers=layers: _encoded(  # type: ignore[misc]
+                    layers[name], f"{prefix}.{name}", sums, plan, share
+                ),
+            )
+            for name, matrix in matrices.items():
                 _decoded_into(changed.get_submodule(name), matrix)
-                yield Calibrated(name=layer, matrix=matrix, tokens=sums[name].tokens)
+                yield Calibrated(name=f"{prefix}.{name}", matrix=matrix, tokens=sums.tokens)
         _move_on(block, changed, streams, each)
 
 
@@ -143,6 +176,17 @@ def replay_block(
         _decoded_into(changed.get_submodule(name.removeprefix(f"{prefix}.")), matrix)
     with _workers(threads) as each:
         _move_on(block, changed, streams, each)
+
+
+def pass_block(block: nn.Module, streams: Streams, threads: int | None) -> None:
+    """The passes of calibrating a block, without the encoding: an estimate of time measures them.
+
+    Moves both streams on by the block as it is.
+    """
+    with _workers(threads) as each:
+        for group in _groups(block, _linears(block), streams):
+            _sums(block, block, group, streams, each)
+        _move_on(block, block, streams, each)
 
 
 def _decoded_into(layer: nn.Module, matrix: CodedMatrix) -> None:
@@ -172,14 +216,14 @@ def _sums(
     changed: nn.Module,
     group: Sequence[str],
     streams: Streams,
-    each: Callable[[Callable[[int], Any], int], Iterable[Any]],
-) -> dict[str, _Sums]:
-    """The moments of a group over all windows; where layers share an activation, one object."""
+    each: Each,
+) -> _Sums:
+    """The moments of a group over all windows."""
     first = group[0]
     beside = _residual(block, first) if len(group) == 1 else None
     names = [first] if not beside else [first, beside]
 
-    def window(place: int) -> _Found | None:
+    def window(place: int) -> _Sums | None:
         before, now = streams.original[place], streams.quantized[place]
         new, old = taps.read(now, streams.call), originals.read(before, streams.call)
         if first not in new:
@@ -188,20 +232,47 @@ def _sums(
         inputs = (x.T @ x).numpy()
         if first not in old or old[first].numel() != x.numel():
             # Another choice of experts: no token for token.
-            return _Found(inputs=inputs, moved=None, behind=None, tokens=len(x))
+            return _Sums(inputs=inputs, moved=None, behind=None, tokens=len(x))
         moved = ((_rows(old[first]) - x).T @ x).numpy()
         behind = None
         if beside is not None:
             then, here = (before, now) if not beside else (old[beside], new[beside])
             behind = (_rows(then - here).T @ x).numpy()
-        return _Found(inputs=inputs, moved=moved, behind=behind, tokens=len(x))
+        return _Sums(inputs=inputs, moved=moved, behind=behind, tokens=len(x))
 
-    total = _Sums()
-    with Taps(changed, names) as taps, Taps(block, names) as originals:
-        for found in each(window, len(streams.original)):
+    def chunk(places: range) -> _Sums:
+        total = _Sums()
+        for found in each(window, places):
             if found is not None:
                 total.add(found)
-    return dict.fromkeys(group, total)
+        return total
+
+    with Taps(changed, names) as taps, Taps(block, names) as originals:
+        return _over_chunks(chunk, streams)
+
+
+def _over_chunks(chunk: Callable[[range], _Sums], streams: Streams) -> _Sums:
+    """The sums of all chunks, added in their order, in every process."""
+    processes = streams.processes
+    divided = chunks(streams.count, processes.count)
+    mine = [part for owner, part in divided if owner == processes.rank]
+    first = mine[0].start if mine else 0  # the window that is this process's first
+    if processes.count > 1:
+        held = iter(processes.agreed(lambda: [chunk(_before(part, first)) for part in mine]))
+    else:
+        held = (chunk(part) for part in mine)
+    total = _Sums()
+    for owner, _ in divided:
+        found = next(held) if owner == processes.rank else _Sums()
+        arrays = (found.inputs, found.moved, found.behind, np.array(found.tokens))
+        inputs, moved, behind, tokens = processes.from_one(owner, arrays)
+        assert tokens is not None
+        total.add(_Sums(inputs=inputs, moved=moved, behind=behind, tokens=int(tokens)))
+    return total
+
+
+def _before(part: range, first: int) -> range:
+    return range(part.start - first, part.stop - first)
 
 
 def _residual(block: nn.Module, name: str) -> str | None:
@@ -216,17 +287,20 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _encoded(layer: nn.Module, name: str, sums: _Sums, plan: Plan) -> CodedMatrix:
-    if not sums.tokens:
+@one_thread()
+def _encoded(
+    layer: nn.Module, name: str, sums: _Sums, plan: Plan, share: Share = alone
+) -> CodedMatrix:
+    if sums.inputs is None:
         raise ModelError(
             "no token of the calibration text reaches this layer",
             where=name,
             allowed="a longer text, or --exclude",
         )
     weight = layer.weight.detach().float().numpy()
-    drift = weight.astype(np.float64) @ sums.moved if np.ndim(sums.moved) else None
-    if drift is not None and np.ndim(sums.behind):
-        drift = drift + sums.behind
+    drift = None if sums.moved is None else weight.astype(np.float64) @ sums.moved
+    if drift is not None and sums.behind is not None:
+        drift += sums.behind
     return encode_calibrated(
         weight,
         plan.formats[name],
@@ -234,6 +308,7 @@ def _encoded(layer: nn.Module, name: str, sums: _Sums, plan: Plan) -> CodedMatri
         how=plan.how,
         threads=plan.threads,
         where=name,
+        share=share,
     )
 
 
@@ -241,7 +316,7 @@ def _move_on(
     block: nn.Module,
     changed: nn.Module,
     streams: Streams,
-    each: Callable[[Callable[[int], Any], int], Iterable[Any]],
+    each: Each,
 ) -> None:
     """Replaces the hidden states before the block by those after it."""
 
@@ -249,23 +324,21 @@ def _move_on(
         after = run_block(block, streams.original[place], streams.call)
         return after, run_block(changed, streams.quantized[place], streams.call)
 
-    for place, (original, quantized) in enumerate(each(window, len(streams.original))):
+    for place, (original, quantized) in enumerate(each(window, range(len(streams.original)))):
         streams.original[place], streams.quantized[place] = original, quantized
 
 
 @contextmanager
-def _workers(
-    threads: int | None,
-) -> Iterator[Callable[[Callable[[int], Any], int], Iterable[Any]]]:
+def _workers(threads: int | None) -> Iterator[Each]:
     """Maps a function over windows, results in order; torch runs one thread in every worker."""
     before = torch.get_num_threads()
     count = native.threads(threads)
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
 
-        def each(function: Callable[[int], Any], windows: int) -> Iterator[Any]:
+        def each(function: Callable[[int], Any], windows: range) -> Iterator[Any]:
             # Some windows ahead and no more: every result holds k x k sums.
-            for first in range(0, windows, 2 * count):
-                yield from pool.map(function, range(first, min(first + 2 * count, windows)))
+            for first in range(0, len(windows), 2 * count):
+                yield from pool.map(function, windows[first : first + 2 * count])
 
         yield each
     torch.set_num_threads(before)

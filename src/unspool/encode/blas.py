@@ -1,0 +1,52 @@
+"""One thread for numpy's linear algebra, so that no bit depends on how many there are.
+
+OpenBLAS divides products and factorizations among its threads, and rounds otherwise for each
+number of them: on one machine `x.T @ x`, `solve` and `cholesky` gave other bits with two threads
+than with one from 96 columns on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+LIBRARY = "libscipy_openblas*"
+"""The one in numpy's own wheels; the functions carry its prefix, and the suffix of 64-bit sizes."""
+
+NAMES = tuple(f"{{}}openblas_{{}}_num_threads{end}" for end in ("64_", ""))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """numpy's linear algebra runs on one thread of its own until the context ends.
+
+    Where numpy has another library than OpenBLAS, that one's settings hold as they are.
+    """
+    functions = _functions()
+    if functions is None:
+        yield
+        return
+    get, put = functions
+    before = get()
+    put(1)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+@functools.cache
+def _functions() -> tuple[ctypes._NamedFuncPointer, ctypes._NamedFuncPointer] | None:
+    folders = (Path(np.__file__).parents[1] / "numpy.libs", Path(np.__file__).parent / ".dylibs")
+    for path in (path for folder in folders for path in folder.glob(LIBRARY)):
+        library = ctypes.CDLL(str(path))  # the one that numpy has loaded
+        for name in NAMES:
+            found = [getattr(library, name.format("scipy_", what), None) for what in ("get", "set")]
+            if found[0] is not None and found[1] is not None:
+                return found[0], found[1]
+    return None

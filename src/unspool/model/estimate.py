@@ -1,0 +1,219 @@
+"""What a quantization will take: time from rates measured here and now, memory by calculation.
+
+Encoding is timed on Gaussian weights at small sizes; calibration's own passes on the model's first
+block and a few windows of the text, or of random tokens.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unspool import native
+from unspool.encode.encode import PASSES, STRIP, encode
+from unspool.encode.ldlq import Calibration, encode_calibrated
+from unspool.encode.moments import Moments
+from unspool.matmul.reference import decode
+from unspool.model.blocks import Stored, block_names
+from unspool.model.calibrate import both_streams, pass_block
+from unspool.model.load import unfilled_model
+from unspool.spec.format import Format
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ENOUGH = 0.3
+"""Seconds after which a rate is taken as measured."""
+
+WIDTHS = (256, 1024)
+"""Columns of the calibrated layers that are timed: what goes with k and with its powers differs."""
+
+FEW_ROWS, MANY_ROWS = 64, 512
+
+STRIP_BYTES = 50 * STRIP
+"""Beside a strip of weights, as the encoder's own documentation has it."""
+
+MOMENT_COPIES = 6
+"""Matrices of k x k in float64 at a time while a layer is calibrated: sums of products and of
+drift, damped, turned, their factor and its inverse."""
+
+KIB = 1024
+"""The unit in which Linux tells a process's largest memory so far."""
+
+Shapes = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of a run on this machine, by that many threads.
+
+    encoding_seconds    of all layers
+    passes_seconds      of the calibration text through the model's blocks; 0 without one
+    peak_bytes          of the process's memory, what Python and torch take themselves included
+    weights_per_second  of encoding
+    tokens_per_second   of those passes, through all blocks
+    threads
+    """
+
+    encoding_seconds: float
+    passes_seconds: float
+    peak_bytes: int
+    weights_per_second: float
+    tokens_per_second: float | None
+    threads: int
+
+    def to_json(self) -> dict[str, float | None]:
+        """All fields and the sum of the seconds."""
+        return {"seconds": self.encoding_seconds + self.passes_seconds, **vars(self)}
+
+
+def estimate(
+    source: Path,
+    model: nn.Module,
+    formats: Mapping[str, Format],
+    windows: torch.Tensor | None,
+    *,
+    streamed: bool,
+    passes: int = PASSES,
+    threads: int | None = None,
+) -> Estimate:
+    """The estimate for layers of a model that has its parameters on the meta device.
+
+    `windows`: calibration token ids `[count, tokens]`; `streamed`: a block at a time in memory.
+    """
+    count, before = native.threads(threads), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    by_format: dict[Format, list[tuple[int, int]]] = {}
+    for name, fmt in formats.items():
+        n, k = model.get_submodule(name).weight.shape
+        by_format.setdefault(fmt, []).append((n, k))
+    seconds = 0.0
+    for fmt, shapes in by_format.items():
+        if windows is None:
+            seconds += sum(n * k for n, k in shapes) * plain_seconds(fmt, passes, count)
+        else:
+            seconds += calibrated_seconds(fmt, shapes, passes, count)
+    walked = 0.0 if windows is None else pass_seconds(source, windows, count)
+    weights = sum(n * k for shapes in by_format.values() for n, k in shapes)
+    return Estimate(
+        encoding_seconds=seconds,
+        passes_seconds=walked,
+        peak_bytes=before * KIB
+        + added_bytes(model, formats, windows, streamed=streamed, threads=count),
+        weights_per_second=weights / seconds,
+        tokens_per_second=windows.numel() / walked if windows is not None else None,
+        threads=count,
+    )
+
+
+def plain_seconds(fmt: Format, passes: int, threads: int) -> float:
+    """Seconds per weight of encoding without calibration, tried on more weights until it lasts."""
+    dice, rows = np.random.default_rng(0), FEW_ROWS
+    while True:
+        weight = dice.standard_normal((rows, WIDTHS[-1]), np.float32)
+        seconds = _seconds(partial(_there_and_back, weight, fmt, passes=passes, threads=threads))
+        if seconds > ENOUGH or weight.size >= STRIP:
+            return seconds / weight.size
+        rows *= 4
+
+
+def _there_and_back(weight: np.ndarray, fmt: Format, **how: Any) -> None:
+    """What becomes of a layer: it is encoded, and decoded to see how far off it is."""
+    decode(encode(weight, fmt, **how))
+
+
+def calibrated_seconds(fmt: Format, shapes: Shapes, passes: int, threads: int) -> float:
+    """Seconds of encoding layers `[n, k]` with calibration.
+
+    A layer takes a k + b k^3 (tables, factorization) + c n k + d n k^2 (search, feedback); the
+    four come from two heights at two widths, none of them below zero.
+    """
+    how = Calibration(passes=passes)
+    calibrated_time(fmt, FEW_ROWS, WIDTHS[0], how, threads)  # tables that are made once
+    few = [calibrated_time(fmt, FEW_ROWS, k, how, threads) for k in WIDTHS]
+    slow = few[1] > 3 * ENOUGH
+    if slow:  # so the search is nearly all of it
+        per_weight = few[1] / (FEW_ROWS * WIDTHS[1])
+        return sum(n * k for n, k in shapes) * per_weight
+    many = [calibrated_time(fmt, MANY_ROWS, k, how, threads) for k in WIDTHS]
+    rows = [max(0.0, (m - f) / (MANY_ROWS - FEW_ROWS)) for f, m in zip(few, many, strict=True)]
+    fixed = [max(0.0, f - FEW_ROWS * r) for f, r in zip(few, rows, strict=True)]
+    a, b = _powers(fixed, 3)
+    c, d = _powers(rows, 2)
+    return sum(a * k + b * k**3 + n * (c * k + d * k**2) for n, k in shapes)
+
+
+def _powers(times: Sequence[float], power: int) -> tuple[float, float]:
+    """The a, b >= 0 with a k + b k^power nearest to the times at both widths."""
+    (first, last), (short, long) = WIDTHS, times
+    b = max(0.0, (long / last - short / first) / (last ** (power - 1) - first ** (power - 1)))
+    return max(0.0, long / last - b * last ** (power - 1)), b
+
+
+def calibrated_time(fmt: Format, n: int, k: int, how: Calibration, threads: int) -> float:
+    """Seconds of one calibrated layer of Gaussian weights and inputs, with drift."""
+    dice = np.random.default_rng(0)
+    inputs = dice.standard_normal((2 * k, k))
+    weight = dice.standard_normal((n, k), np.float32)
+    moments = Moments(inputs=inputs.T @ inputs, drift=np.zeros((n, k)))
+
+    def run() -> None:
+        matrix = encode_calibrated(weight, fmt, moments, how=how, threads=threads)
+        decode(matrix)  # for the layers after it
+        decode(matrix)  # to see how far off it is
+
+    return _seconds(run)
+
+
+def pass_seconds(source: Path, windows: torch.Tensor, threads: int) -> float:
+    """Seconds of the passes of all windows through all blocks, from one block and few windows."""
+    model = unfilled_model(source)
+    stored = Stored(model, source)
+    blocks, few = stored.blocks(), windows[: 2 * threads]
+    with stored.without_blocks():
+        streams = both_streams(model, model.get_submodule(blocks.names[0]), few)
+    block = blocks.read(0)
+    pass_block(block, streams, threads)  # torch sets itself up
+    seconds = _seconds(lambda: pass_block(block, streams, threads))
+    return seconds * len(windows) / len(few) * len(blocks.names)
+
+
+def added_bytes(
+    model: nn.Module,
+    formats: Mapping[str, Format],
+    windows: torch.Tensor | None,
+    *,
+    streamed: bool,
+    threads: int,
+) -> int:
+    """Bytes of weights, hidden states and moments at the worst moment, by calculation."""
+    shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in formats}
+    coded = sum(formats[name].stored_bits(*shape) for name, shape in shapes.items()) // 8
+    n, k = (max(shape[side] for shape in shapes.values()) for side in (0, 1))
+    layer = STRIP_BYTES + 12 * n * k  # in float32, and the error found in float64
+    if not streamed:
+        return sum(p.nbytes for p in model.parameters()) + coded + layer
+    names = block_names(model)
+    blocks = [4 * sum(p.numel() for p in model.get_submodule(name).parameters()) for name in names]
+    if windows is None:
+        return max(blocks) + coded + layer
+    width = model.get_input_embeddings().weight.shape[1]
+    hidden = 2 * 4 * windows.numel() * width
+    moments = k * k * max(8 * MOMENT_COPIES, 8 * 4 + 4 * 2 * 2 * threads) + 16 * n * k
+    outside = sum(p.nbytes for p in model.parameters()) - sum(
+        p.nbytes for name in names for p in model.get_submodule(name).parameters()
+    )
+    return max(outside, 2 * max(blocks) + moments + STRIP_BYTES) + hidden + coded
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
