@@ -119,7 +119,7 @@ def calibrate_block(
     """
     names = [name for name in _linears(block) if f"{prefix}.{name}" in plan.formats]
     changed = deepcopy(block)
-    with _workers(plan.threads) as each:
+    with workers(plan.threads) as each:
         for group in _groups(block, names, streams):
             sums = _sums(block, changed, group, streams, each)
             for name in group:
@@ -141,7 +141,7 @@ def replay_block(
     changed = deepcopy(block)
     for name, matrix in matrices.items():
         _decoded_into(changed.get_submodule(name.removeprefix(f"{prefix}.")), matrix)
-    with _workers(threads) as each:
+    with workers(threads) as each:
         _move_on(block, changed, streams, each)
 
 
@@ -254,7 +254,7 @@ def _move_on(
 
 
 @contextmanager
-def _workers(
+def workers(
     threads: int | None,
 ) -> Iterator[Callable[[Callable[[int], Any], int], Iterable[Any]]]:
     """Maps a function over windows, results in order; torch runs one thread in every worker."""
