@@ -71,5 +71,5 @@ $(VENV)/.tools: constraints.txt
 
 # Editable: Python files are read from src/, the library is rebuilt when C++ changes.
 $(VENV)/.installed: $(VENV)/.tools pyproject.toml $(CPP)
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation --editable '.[dev,plot,cuda]'
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation --editable '.[dev,plot,cuda,allocate]'
 	touch $@

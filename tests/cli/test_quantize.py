@@ -16,7 +16,7 @@ from .conftest import FAMILIES, SIZES, write_model
 
 def test_every_rate_has_a_default_format():
     for bits, name in DEFAULTS.items():
-        fmt = chosen_format(None, bits)
+        fmt = chosen_format(None, bits, None)
         assert fmt.name == name
         assert fmt.code.bits_per_weight == bits
 
@@ -117,8 +117,8 @@ def test_overwrite_leaves_other_folders_alone(run, tiny, tmp_path):
         (("--format", "t2-e2m", "-o", "out"), "no such format; found t2-e2m; allowed: t2-e2m1"),
         (("--head", "t9", "--bits", "2", "-o", "out"), "no such format"),
         (("--bits", "2.2", "-o", "out"), "no default format for that rate"),
-        (("-o", "out"), "one of --format and --bits"),
-        (("--bits", "2", "--format", "t2-e2m1", "-o", "out"), "one of --format and --bits"),
+        (("-o", "out"), "one of --format, --bits and --plan"),
+        (("--bits", "2", "--format", "t2-e2m1", "-o", "out"), "one of --format, --bits and --plan"),
         (("--bits", "2"), "no output folder"),
         (("--bits", "2", "-o", "."), "the output exists"),
         (("--bits", "2", "-o", "out", "--include", "nothing"), "a pattern matches no linear layer"),
@@ -218,13 +218,13 @@ def test_shards_are_as_small_as_asked(run, tiny, tmp_path):
 
 @pytest.mark.parametrize(("unit", "count"), UNITS.items())
 def test_sizes_have_units(unit, count):
-    assert byte_size(f"3{unit}") == 3 * count
+    assert byte_size(f"3{unit}", "--size") == 3 * count
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "1.5.2GB", "5 XB"])
 def test_other_sizes_are_refused(text):
     with pytest.raises(CheckpointError, match="not a size"):
-        byte_size(text)
+        byte_size(text, "--shard-size")
 
 
 def test_a_lean_declaration_has_the_bits_of_its_rate(run, tiny):

@@ -130,9 +130,9 @@ def test_moments_are_those_of_the_inputs() -> None:
     streams = both_streams(model, model.model.layers[0], ids)
     with torch.no_grad():
         x = block.input_layernorm(torch.cat(streams.original)).reshape(-1, 64).double()
-    from unspool.model.calibrate import _sums, _workers
+    from unspool.model.calibrate import _sums, workers
 
-    with _workers(2) as each:
+    with workers(2) as each:
         found = _sums(block, block, ["self_attn.q_proj"], streams, each)
     np.testing.assert_allclose(found.inputs, (x.T @ x).numpy(), rtol=1e-4, atol=1e-3)
     assert not found.moved.any()

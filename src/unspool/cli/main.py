@@ -18,6 +18,7 @@ import typer
 
 import unspool
 from unspool.cli import (
+    allocate,
     bench,
     count,
     demo,
@@ -44,6 +45,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "demo": demo.demo,
     "train": train.train,
     "explore": explore.explore,
+    "allocate": allocate.allocate,
     "search": search.search,
     "count": count.count,
 }

@@ -26,6 +26,7 @@ from unspool.cli.quantize_options import (
     Out,
     Overwrite,
     Passes,
+    PlanFile,
     Resume,
     ShardSize,
     Threads,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unspool.checkpoint.journal import Journal
+    from unspool.model.mixed import Mixed
     from unspool.spec.format import Format
 
 UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -55,6 +57,7 @@ def quantize(
     out: Out = None,
     format: FormatName = None,
     bits: Bits = None,
+    plan_file: PlanFile = None,
     head: Head = None,
     include: Include = None,
     exclude: Exclude = None,
@@ -72,7 +75,7 @@ def quantize(
     json: AsJson = False,
 ) -> None:
     """Quantize a model's linear layers and write a checkpoint."""
-    body, limit = chosen_format(format, bits), byte_size(shard_size)
+    body, limit = chosen_format(format, bits, plan_file), byte_size(shard_size, "--shard-size")
     head = None if head is None else parse_name(head)
     source = resolve(path)
     check_together(calibration, tune, work, resume, head)
@@ -100,16 +103,20 @@ def quantize(
     print_json(found) if json else _show(found)
 
 
-def chosen_format(name: str | None, bits: float | None) -> Format:
-    """The format of a name, or the default one of a rate; exactly one of them is given."""
+def chosen_format(name: str | None, bits: float | None, plan: Path | None) -> Format | Mixed:
+    """The format of a name, the default one of a rate, or those of a plan; exactly one is given."""
+    from unspool.model.mixed import read_plan
     from unspool.spec.catalog import DEFAULTS, parse
 
-    if (name is None) == (bits is None):
-        raise DeclarationError("one of --format and --bits says how to quantize")
+    if [name, bits, plan].count(None) != 2:
+        raise DeclarationError("one of --format, --bits and --plan says how to quantize")
+    if plan is not None:
+        return read_plan(plan)
     if name is not None:
         return parse(name)
     if bits is None or bits not in DEFAULTS:
-        allowed = ", ".join(f"{rate:g}" for rate in DEFAULTS)
+        rates = ", ".join(f"{rate:g}" for rate in DEFAULTS)
+        allowed = f"{rates}; unspool allocate plans others"
         raise DeclarationError(
             "no default format for that rate", where="--bits", found=bits, allowed=allowed
         )
@@ -141,7 +148,7 @@ def open_journal(
     work: Path | None,
     resume: bool,
     source: str,
-    fmt: Format,
+    fmt: Format | Mixed,
     windows: torch.Tensor | None,
     settings: dict[str, Any],
 ) -> Journal | None:
@@ -179,18 +186,18 @@ def parse_name(name: str) -> str:
     return parse(name).name
 
 
-def byte_size(text: str) -> int:
+def byte_size(text: str, where: str) -> int:
     """Bytes of a size such as 5GB, 500MB or 2GiB; raises CheckpointError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = UNITS.get(match[2]) if match else None
     if match is None or unit is None or float(match[1]) * unit < 1:
         raise CheckpointError(
-            "not a size", where="--shard-size", found=text, allowed="a number with kB, MB, GB, ..."
+            "not a size", where=where, found=text, allowed="a number with kB, MB, GB, ..."
         )
     return int(float(match[1]) * unit)
 
 
-def plan(source: str, fmt: Format, selection: dict[str, Any]) -> dict[str, Any]:
+def plan(source: str, fmt: Format | Mixed, selection: dict[str, Any]) -> dict[str, Any]:
     """The table of sizes, by calculation from the declarations."""
     from unspool.cli.sizes import sizes_of
     from unspool.model import selection as select
@@ -207,7 +214,7 @@ def plan(source: str, fmt: Format, selection: dict[str, Any]) -> dict[str, Any]:
 
 def foretold(
     source: str,
-    fmt: Format,
+    fmt: Format | Mixed,
     selection: dict[str, Any],
     windows: torch.Tensor | None,
     effort: dict[str, Any],
@@ -227,7 +234,7 @@ def foretold(
 def write(
     source: str,
     folder: Path,
-    fmt: Format,
+    fmt: Format | Mixed,
     selection: dict[str, Any],
     effort: dict[str, Any],
     saving: dict[str, Any],
@@ -259,7 +266,7 @@ def write(
 def stream(
     source: str,
     folder: Path,
-    fmt: Format,
+    fmt: Format | Mixed,
     selection: dict[str, Any],
     effort: dict[str, Any],
     saving: dict[str, Any],

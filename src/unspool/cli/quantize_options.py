@@ -18,6 +18,10 @@ Bits = Annotated[
     float | None,
     typer.Option("--bits", "-b", help="1, 1.5, 2, 2.5, 3, 3.5 or 4: the default format."),
 ]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="FILE", help="A format per layer, by `unspool allocate`."),
+]
 Head = Annotated[
     str | None, typer.Option("--head", metavar="FORMAT", help="Quantize the output head too.")
 ]

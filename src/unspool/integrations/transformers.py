@@ -36,6 +36,7 @@ from unspool.model.load import (
     locate,
     whole_model,
 )
+from unspool.model.mixed import Mixed
 from unspool.model.siblings import join_siblings
 from unspool.model.swap import Report
 from unspool.pack.matrix import check_arrays
@@ -141,7 +142,7 @@ def set_activations(model: nn.Module, activations: str) -> None:
             layer.activations = activations
 
 
-def quantize(model: nn.Module, fmt: Format | str, **options: Any) -> Report:
+def quantize(model: nn.Module, fmt: Format | str | Mixed, **options: Any) -> Report:
     """Quantizes the linear layers of a PyTorch model in place; returns the table of layers.
 
     Options are those of `model.swap.quantize`: include, exclude, head, strict, threads, progress.

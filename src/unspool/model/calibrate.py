@@ -144,7 +144,7 @@ def calibrate_block(
     """
     names = [name for name in _linears(block) if f"{prefix}.{name}" in plan.formats]
     changed, processes = deepcopy(block), streams.processes
-    with _workers(plan.threads) as each:
+    with workers(plan.threads) as each:
         for group in processes.told(lambda: _groups(block, names, streams)):
             sums = _sums(block, changed, group, streams, each)
             layers = {name: block.get_submodule(name) for name in group}
@@ -174,7 +174,7 @@ def replay_block(
     changed = deepcopy(block)
     for name, matrix in matrices.items():
         _decoded_into(changed.get_submodule(name.removeprefix(f"{prefix}.")), matrix)
-    with _workers(threads) as each:
+    with workers(threads) as each:
         _move_on(block, changed, streams, each)
 
 
@@ -183,7 +183,7 @@ def pass_block(block: nn.Module, streams: Streams, threads: int | None) -> None:
 
     Moves both streams on by the block as it is.
     """
-    with _workers(threads) as each:
+    with workers(threads) as each:
         for group in _groups(block, _linears(block), streams):
             _sums(block, block, group, streams, each)
         _move_on(block, block, streams, each)
@@ -329,7 +329,7 @@ def _move_on(
 
 
 @contextmanager
-def _workers(threads: int | None) -> Iterator[Each]:
+def workers(threads: int | None) -> Iterator[Each]:
     """Maps a function over windows, results in order; torch runs one thread in every worker."""
     before = torch.get_num_threads()
     count = native.threads(threads)

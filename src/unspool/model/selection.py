@@ -12,6 +12,7 @@ from torch import nn
 
 from unspool.errors import ModelError, WeightError
 from unspool.model.linear import QuantizedLinear
+from unspool.model.mixed import Mixed
 from unspool.spec.catalog import parse
 from unspool.spec.format import Format
 
@@ -31,7 +32,7 @@ class LeftOut:
 
 def plan(
     model: nn.Module,
-    fmt: Format | str,
+    fmt: Format | str | Mixed,
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -42,18 +43,24 @@ def plan(
     All `nn.Linear` layers count but the output head and routers. A pattern is a file-name pattern
     on the full name (`*.mlp.*`), or a regular expression searched in it (`re:layers\\.[0-3]\\.`).
     `include` keeps only layers that match one of its patterns, `exclude` drops those that match.
-    `head` is the format of the output head, which otherwise stays as it is.
+    `head` is the format of the output head, which otherwise stays as it is. `Mixed` formats name
+    every selected layer, and no layer that the model lacks.
 
-    Raises ModelError where nothing is selected, WeightError where a format does not fit a layer.
+    Raises ModelError where nothing is selected or a name is amiss, WeightError where a format does
+    not fit a layer.
     """
-    body = _named(fmt)
     linears = linear_names(model)
     _check_patterns((*include, *exclude), linears)
-    chosen = {
-        name: body
+    names = [
+        name
         for name in linears
         if (not include or matches(name, include)) and not matches(name, exclude)
-    }
+    ]
+    if isinstance(fmt, Mixed):
+        _check_names(fmt, names, linears)
+        chosen = {name: fmt.formats[name] for name in names}
+    else:
+        chosen = dict.fromkeys(names, _named(fmt))
     if head is not None:
         chosen[head_name(model)] = _named(head)
     if not chosen:
@@ -158,6 +165,17 @@ def untie_head(model: nn.Module) -> None:
     tied = getattr(model, "all_tied_weights_keys", {})
     for target in [t for t, source in tied.items() if weight in (t, source)]:
         del tied[target]
+
+
+def _check_names(mixed: Mixed, names: Sequence[str], linears: Sequence[str]) -> None:
+    """Raises ModelError for a layer without a format, and for a format without a layer."""
+    for what, found, allowed in (
+        ("a layer that the model lacks", mixed.formats.keys() - set(linears), linears[:4]),
+        ("no format for a layer", set(names) - mixed.formats.keys(), "a format, or --exclude it"),
+    ):
+        if found:
+            raise ModelError(f"{what} in the plan", where=mixed.name, found=sorted(found)[:4],
+                             allowed=allowed)  # fmt: skip
 
 
 def _named(fmt: Format | str) -> Format:

@@ -24,6 +24,7 @@ from unspool.errors import ModelError, WeightError
 from unspool.model.blocks import blocks_of
 from unspool.model.calibrate import Plan, both_streams, calibrate_block
 from unspool.model.linear import QuantizedLinear
+from unspool.model.mixed import Mixed
 from unspool.model.progress import Progress
 from unspool.model.selection import LeftOut, fused_experts, plan, untie_head
 from unspool.model.siblings import join_siblings
@@ -76,7 +77,7 @@ class Report:
 
 def quantize(
     model: nn.Module,
-    fmt: Format | str,
+    fmt: Format | str | Mixed,
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
