@@ -15,35 +15,45 @@ from unspool.errors import DeclarationError
 
 if TYPE_CHECKING:
     from unspool.explore.explorer import Settings, State
+    from unspool.explore.report import Row
 
 COLUMNS = ("code", "operand", "MSE", "instructions", "over the bound", "edges/weight")
 
 
+BitsAsked = Annotated[float, typer.Option("--bits", "-b", help="Bits per weight.")]
+Operand = Annotated[str, typer.Option(help="e4m3, e2m3 or e2m1.")]
+Target = Annotated[str, typer.Option(help="sm89, sm90, sm100 or sm120.")]
+Minutes = Annotated[
+    float | None, typer.Option(min=0, help="When to stop; a generation is finished. [default: 10]")
+]
+Generations = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many: the same codes on any machine.")
+]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
+Log = Annotated[Path | None, typer.Option(metavar="FILE", help="Keep every scored code there.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the log.")]
+Save = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the best code as a format's file.")
+]
+Within = Annotated[
+    float | None, typer.Option(help="With --save: instructions per weight it may take.")
+]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the front.")]
+
+
 def explore(
-    bits: Annotated[float, typer.Option("--bits", "-b", help="Bits per weight.")] = 2,
-    operand: Annotated[str, typer.Option(help="e4m3, e2m3 or e2m1.")] = "e4m3",
-    target: Annotated[str, typer.Option(help="sm89, sm90, sm100 or sm120.")] = "sm90",
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="When to stop; a generation is finished.")
-    ] = None,
-    generations: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many: the same codes on any machine.")
-    ] = None,
+    bits: BitsAsked = 2,
+    operand: Operand = "e4m3",
+    target: Target = "sm90",
+    minutes: Minutes = None,
+    generations: Generations = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: one per core.")
-    ] = None,
-    log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep every scored code there.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the log.")] = False,
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the best code as a format's file.")
-    ] = None,
-    within: Annotated[
-        float | None, typer.Option(help="With --save: instructions per weight it may take.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the front.")] = None,
+    jobs: Jobs = None,
+    log: Log = None,
+    resume: Resume = False,
+    save: Save = None,
+    within: Within = None,
+    plot: Plot = None,
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> None:
@@ -53,7 +63,7 @@ def explore(
     code where the extra `cuda` is installed, else of our own lowering.
     """
     from unspool.explore.explorer import Settings
-    from unspool.explore.report import as_format, check_plot, draw, found_rows, published_rows
+    from unspool.explore.report import check_plot, draw, found_rows, published_rows
 
     settings = Settings(bits=bits, operand=operand.upper(), target=target, seed=seed)
     if minutes is None and generations is None:
@@ -65,23 +75,29 @@ def explore(
     state = _searched(settings, minutes, generations, jobs, log, resume, quiet)
     found = found_rows(state.front.best, settings)
     if save:
-        able = [r for r in found if r.total <= (within or float("inf"))]
-        if not able:
-            raise DeclarationError("no code was found within that cost", found=within)
-        best = min(able, key=lambda row: row.mse)
-        as_format(best, settings, state.generation, save)
+        _save(found, settings, state, within, save)
     shown = [*found, *published_rows(settings, lambda text: None if quiet else say(text))]
     if plot:
         draw(shown, f"{bits:g} bits to {settings.operand}, {target}", plot)
     if json:
-        print_json({
-            "settings": {**_plain(settings), "generations": state.generation},
-            "scored": state.scored,
-            "rows": [row.to_json() for row in shown],
-        })  # fmt: skip
+        done = {**vars(settings), "generations": state.generation}
+        rows = [row.to_json() for row in shown]
+        print_json({"settings": done, "scored": state.scored, "rows": rows})
     else:
-        print_table(f"{state.scored} codes in {state.generation} generations", COLUMNS,
-                    (row.cells() for row in shown), left=2)  # fmt: skip
+        title = f"{state.scored} codes in {state.generation} generations"
+        print_table(title, COLUMNS, (row.cells() for row in shown), left=2)
+
+
+def _save(
+    found: Sequence[Row], settings: Settings, state: State, within: float | None, path: Path
+) -> None:
+    """Writes the code of least error among those that are cheap enough."""
+    from unspool.explore.report import as_format
+
+    able = [row for row in found if within is None or row.total <= within]
+    if not able:
+        raise DeclarationError("no code was found within that cost", found=within)
+    as_format(min(able, key=lambda row: row.mse), settings, state.generation, path)
 
 
 def _searched(
@@ -120,9 +136,3 @@ def _front(state: State) -> str:
     """The least error so far and its cost, as short as a bar's text."""
     best: Sequence[Any] = state.front.best
     return f"{best[-1].mse:.4f} at {best[-1].cost:.2f}" if best else ""
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(settings)
