@@ -25,6 +25,9 @@ from unspool.spec.scale import Scale
 
 PUBLISHED_WEIGHTS = 65536
 
+WORST = 2.5
+"""Times the bound: Lloyd-Max levels, which decode for nothing, have 1.5 at 1 bit, 2.4 at 4."""
+
 check_plot = check_matplotlib
 
 
@@ -71,6 +74,7 @@ def found_rows(best: Sequence[Found], settings: Settings) -> list[Row]:
         _row(code, total, target, mse=each.mse or 0.0, found=True)
         for each, code, total in zip(best, codes, _totals(codes, target), strict=True)
     ]
+    found = [row for row in found if row.mse <= WORST * 4.0**-settings.bits]
     found = [row for row in found if not any(_beats(other, row) for other in found)]
     return sorted(found, key=lambda row: row.total)
 
