@@ -22,7 +22,7 @@ from torch import nn
 
 import unspool
 from unspool.cli import bundled
-from unspool.cli.quantize import calibration_windows
+from unspool.cli.inputs import calibration_windows
 from unspool.encode.encode import encode
 from unspool.evaluate.divergence import evaluate_models
 from unspool.evaluate.perplexity import tokenize

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from unspool.cli.bundled import CALIBRATION, folder
-from unspool.cli.quantize import calibration_windows
+from unspool.cli.inputs import calibration_windows
 from unspool.evaluate.perplexity import tokenize
 from unspool.model.load import load_tokenizer
 

@@ -42,8 +42,8 @@ def test_a_found_code_goes_through_a_model(run, tiny, text, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--operand", "int8"], "no space of codes"),
-        (["--bits", "2.1"], "no space of codes"),
+        (["--operand", "int8"], "no codes"),
+        (["--bits", "2.1"], "no codes"),
         (["--target", "sm70"], "sm70"),
         (["--resume"], "--log"),
         (["--generations", 1, "--jobs", 1, "--save", "x.json", "--within", "0.01"], "within"),

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unspool.checkpoint.read import verify
-from unspool.cli.quantize import UNITS, byte_size, chosen_format
+from unspool.cli.inputs import UNITS, byte_size
+from unspool.cli.quantize import chosen_format
 from unspool.errors import CheckpointError
 from unspool.spec.catalog import DEFAULTS, parse
 

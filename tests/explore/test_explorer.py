@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from unspool.errors import DeclarationError, UnspoolError
 from unspool.explore import explorer
 from unspool.explore.explorer import DONE, Settings, explore
-from unspool.explore.front import Found, Front, front
+from unspool.explore.front import Found, front
 from unspool.explore.published import trellis
 from unspool.explore.score import Sample, distortion, fitted
 from unspool.explore.space import Genome, Step
@@ -74,8 +75,25 @@ def test_settings_without_codes_are_refused_at_once():
             explore(settings, goes_on=lambda state: True)
 
 
-def test_an_empty_front_lets_everything_race():
-    assert Front().everyone() == []
+def test_what_has_no_rival_races_and_what_is_far_behind_does_not():
+    genome = Genome(16, 4, (Step("multiply", 0, constant=0x97E6B60B, addend=5),))
+    two = Settings(bits=2, operand="E4M3", target="sm90")
+    alone = explorer._score((two, genome, []))
+    assert alone is not None
+    assert alone.mse is not None
+    better = replace(alone, screened=alone.screened / 2)
+    behind = explorer._score((two, genome, [better]))
+    assert behind is not None
+    assert behind.mse is None
+
+
+def test_another_process_scores_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()  # the other one has the constants as they are
+    genome = Genome(16, 4, (Step("multiply", 0, constant=0x97E6B60B, addend=5),))
+    task = (Settings(bits=2, operand="E4M3", target="sm90"), genome, [])
+    with explorer._mapper(2) as each:
+        (there,) = each(explorer._score, [task])
+    assert there == explorer._score(task)
 
 
 @pytest.mark.parametrize("code", trellis(2), ids=lambda code: code.name)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unspool import __version__
 from unspool.cli.bundled import ModelPath, resolve
-from unspool.cli.quantize import byte_size, calibration_windows
+from unspool.cli.inputs import byte_size, calibration_windows, model_files, portable
 from unspool.cli.quantize_options import Exclude, Include, Threads
 from unspool.cli.terminal import AsJson, Quiet, byte_count, print_json, print_table, progress
 from unspool.errors import CheckpointError, DeclarationError
@@ -55,6 +56,8 @@ def allocate(
     from unspool.explore.allocate import check_scipy
 
     check_scipy()
+    if (bits is None) == (size is None):
+        raise DeclarationError("one of --bits and --size says how large")
     names = _names(formats)
     source = resolve(path)
     groups = _groups(source, names, include or (), exclude or ())
@@ -74,8 +77,11 @@ def allocate(
 def _names(formats: str | None) -> tuple[str, ...]:
     from unspool.spec.catalog import DEFAULTS, parse
 
-    names = tuple(DEFAULTS.values()) if formats is None else tuple(formats.split(","))
-    return tuple(dict.fromkeys(parse(name).name for name in names))
+    names = DEFAULTS.values() if formats is None else map(portable, formats.split(","))
+    found = tuple(dict.fromkeys(names))
+    for name in found:
+        parse(name)
+    return found
 
 
 def _groups(source: str, names: tuple[str, ...], include: Any, exclude: Any) -> tuple[Group, ...]:
@@ -92,8 +98,6 @@ def _groups(source: str, names: tuple[str, ...], include: Any, exclude: Any) -> 
 
 def _budget(groups: tuple[Group, ...], bits: float | None, size: str | None) -> int:
     """Bytes of the quantized layers. A rate between two uniform formats is on the line between."""
-    if (bits is None) == (size is None):
-        raise DeclarationError("one of --bits and --size says how large")
     if size is not None:
         return byte_size(size, "--size")
     from unspool.spec.catalog import DEFAULTS, parse
@@ -124,11 +128,16 @@ def _allocated(
     from unspool.explore.plans import allocated
     from unspool.explore.sensitivity import Gauge, Measured
     from unspool.model.load import load_model
+    from unspool.spec.catalog import parse
 
     settings = {
-        "model": source,
+        "version": __version__,
+        "files": model_files(source),
         "windows": windows.tolist(),
-        "groups": [[group.name, [o.format for o in group.options]] for group in groups],
+        "groups": [
+            [group.name, [[o.format, parse(o.format).content_hash] for o in group.options]]
+            for group in groups
+        ],
     }
     measured = Measured(out.with_name(out.name + ".measured"), settings)
     with progress("measuring", quiet=quiet) as advance:
@@ -159,7 +168,7 @@ def _show(plan: Plan, found: dict[str, Any]) -> None:
     print_table(f"{found['model']} in {byte_count(found['budget'])}", COLUMNS, rows, left=2)
     print(
         f"{found['bits_per_weight']:.4f} bits per weight, {byte_count(plan.bytes)}; "
-        f"KL on the calibration text {plan.loss:.5f}, of one format for all {plan.losses[0]:.5f}"
+        f"KL on the calibration text {plan.loss:.5f}, of the start {plan.losses[0]:.5f}"
     )
     print(f"a kilobyte more is worth {-1000 * plan.price:.2g} of it")
     for each in plan.worth[:3]:

@@ -97,7 +97,10 @@ def _names(text: str) -> list[str]:
     """The names of formats, each refused now and not after the first was measured."""
     from unspool.spec.catalog import parse
 
-    return [parse(name).name for name in _parts(text, "--formats", "names: t2-e2m1,mxfp4")]
+    names = _parts(text, "--formats", "names: t2-e2m1,mxfp4")
+    for name in names:
+        parse(name)
+    return names
 
 
 def _counts(text: str, where: str, most: int | None = None) -> list[int]:

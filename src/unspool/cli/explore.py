@@ -30,7 +30,10 @@ Generations = Annotated[
     int | None, typer.Option(min=1, help="Stop after so many: the same codes on any machine.")
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
-Log = Annotated[Path | None, typer.Option(metavar="FILE", help="Keep every scored code there.")]
+Log = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keep every scored code there, after each generation of 64."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the log.")]
 Save = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write the best code as a format's file.")
@@ -68,10 +71,14 @@ def explore(
     settings = Settings(bits=bits, operand=operand.upper(), target=target, seed=seed)
     if minutes is None and generations is None:
         minutes = 10.0
-    if (resume and log is None) or (within is not None and save is None):
-        raise DeclarationError("an option needs another", allowed="--resume --log, --within --save")
+    if resume and log is None:
+        raise DeclarationError("nothing to go on with", where="--resume", allowed="--log FILE")
+    if within is not None and save is None:
+        raise DeclarationError("nothing to save", where="--within", allowed="--save FILE")
     if plot:
         check_plot()
+    for file in (save, plot, log):
+        _check_place(file)
     state = _searched(settings, minutes, generations, jobs, log, resume, quiet)
     found = found_rows(state.front.best, settings)
     if save:
@@ -86,6 +93,14 @@ def explore(
     else:
         title = f"{state.scored} codes in {state.generation} generations"
         print_table(title, COLUMNS, (row.cells() for row in shown), left=2)
+
+
+def _check_place(file: Path | None) -> None:
+    """Raises DeclarationError where a file cannot be written later: a search is long."""
+    if file is None:
+        return
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise DeclarationError("no file can be written there", where=str(file))
 
 
 def _save(

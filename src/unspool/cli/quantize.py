@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from unspool import __version__
 from unspool.cli import launch
-from unspool.cli.bundled import CALIBRATION, NAME, ModelPath, folder, read_text, resolve
+from unspool.cli.bundled import ModelPath, resolve
+from unspool.cli.inputs import byte_size, calibration_windows, model_files, parse_name
 from unspool.cli.quantize_options import (
     TOKENS,
     Bits,
@@ -45,10 +45,6 @@ if TYPE_CHECKING:
     from unspool.model.mixed import Mixed
     from unspool.spec.format import Format
 
-UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-WINDOW = 512
-"""Tokens per window of the calibration text."""
-
 COLUMNS = ("layer", "format", "n x k", "bits/weight", "bytes", "error")
 
 
@@ -78,7 +74,7 @@ def quantize(
     body, limit = chosen_format(format, bits, plan_file), byte_size(shard_size, "--shard-size")
     head = None if head is None else parse_name(head)
     source = resolve(path)
-    check_together(calibration, tune, work, resume, head)
+    check_together(calibration, tune, work, resume, head, dry_run)
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
@@ -124,7 +120,12 @@ def chosen_format(name: str | None, bits: float | None, plan: Path | None) -> Fo
 
 
 def check_together(
-    calibration: str | None, tune: int, work: Path | None, resume: bool, head: str | None
+    calibration: str | None,
+    tune: int,
+    work: Path | None,
+    resume: bool,
+    head: str | None,
+    dry_run: bool,
 ) -> None:
     """Raises CheckpointError for options that do not go together."""
     if tune and calibration is None:
@@ -134,6 +135,8 @@ def check_together(
     found = "--tune" if tune else "--head" if head is not None else ""
     if work is not None and found:
         raise CheckpointError("--work keeps blocks alone", found=found, allowed="one of the two")
+    if launch.several() and dry_run:
+        raise CheckpointError("an estimate is of one process", where="--dry-run")
     if launch.several() and found:
         raise CheckpointError("several processes divide blocks alone", found=found)
 
@@ -156,45 +159,11 @@ def open_journal(
     if work is None:
         return None
     from unspool.checkpoint.journal import Journal
-    from unspool.model.load import locate
-    from unspool.model.shards import shard_files
 
-    shards = [(file.name, file.stat()) for file in shard_files(locate(source))]
-    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in shards]
+    files = model_files(source)
     text = None if windows is None else hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16]
     asked = {**settings, "format": fmt.name, "declaration": fmt.content_hash, "files": files}
     return Journal(work, {**asked, "text": text, "version": __version__}, resume=resume)
-
-
-def calibration_windows(file: str | None, source: str, tokens: int) -> torch.Tensor | None:
-    """Windows of token ids `[count, tokens]` of a calibration text; None without one."""
-    if file is None:
-        return None
-    from unspool.evaluate.perplexity import tokenize, windows
-    from unspool.model.load import load_tokenizer
-
-    path = folder() / CALIBRATION if file == NAME else Path(file)
-    text = read_text(path)
-    ids = tokenize(text, load_tokenizer(source))
-    return windows(ids, min(WINDOW, tokens), tokens)
-
-
-def parse_name(name: str) -> str:
-    """The name of a format, refused now and not after the model was read."""
-    from unspool.spec.catalog import parse
-
-    return parse(name).name
-
-
-def byte_size(text: str, where: str) -> int:
-    """Bytes of a size such as 5GB, 500MB or 2GiB; raises CheckpointError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    unit = UNITS.get(match[2]) if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
-        raise CheckpointError(
-            "not a size", where=where, found=text, allowed="a number with kB, MB, GB, ..."
-        )
-    return int(float(match[1]) * unit)
 
 
 def plan(source: str, fmt: Format | Mixed, selection: dict[str, Any]) -> dict[str, Any]:

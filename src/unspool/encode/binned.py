@@ -3,8 +3,8 @@
 With one weight per step, what every edge costs depends on one number. That is rounded to a bin, and
 a table has, for each bin and node, the cheapest edge from either from-node and its state. With 8
 or 16 nodes the costs of all walks are one register of 16-bit integers, and a step is a load, a
-shuffle, two additions and a minimum, whatever the number of parallel edges. It takes a fifth of the
-time of the search in float32 (t2-e2m1, one Zen 3 core).
+shuffle, two additions and a minimum, whatever the number of parallel edges. On one Zen 3
+core it takes a half (t2-e2m1) to two fifths of the time of the search in float32.
 
 A bin is so narrow that encoding its centre in the target's place adds LOSS of the least error
 possible. A walk's cost is the sum over its steps of how much further than the nearest value its

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,11 @@ import numpy as np
 
 LIBRARY = "libscipy_openblas*"
 """The one in numpy's own wheels; the functions carry its prefix, and the suffix of 64-bit sizes."""
+
+_LOCK = threading.Lock()
+_INSIDE: list[bool] = []
+_BEFORE: list[int] = []
+"""Who is inside the context, and the number of threads before the first: it is the process's."""
 
 NAMES = tuple(f"{{}}openblas_{{}}_num_threads{end}" for end in ("64_", ""))
 
@@ -29,15 +36,30 @@ def one_thread() -> Iterator[None]:
     """
     functions = _functions()
     if functions is None:
+        _warn()
         yield
         return
     get, put = functions
-    before = get()
-    put(1)
+    with _LOCK:
+        if not _INSIDE:
+            _BEFORE[:] = [get()]
+            put(1)
+        _INSIDE.append(True)
     try:
         yield
     finally:
-        put(before)
+        with _LOCK:
+            _INSIDE.pop()
+            if not _INSIDE:
+                put(_BEFORE[0])
+
+
+@functools.cache
+def _warn() -> None:
+    warnings.warn(
+        "numpy without OpenBLAS: calibrated bytes may depend on its number of threads",
+        stacklevel=3,
+    )
 
 
 @functools.cache

@@ -83,7 +83,7 @@ class Worth:
 
 
 def check_scipy() -> None:
-    """Raises ModelError where scipy is missing. Call it before long work."""
+    """Raises UnspoolError where scipy is missing. Call it before long work."""
     _optimize()
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from unspool import __version__
 from unspool.decode.machine import machine
 from unspool.errors import DeclarationError, UnspoolError
 from unspool.explore.front import Found, Front, front
@@ -91,17 +92,15 @@ def explore(
     space = settings.space()
     machine(settings.target)
     state = _begun(settings, log, resume)
-    known: dict[tuple[object, ...], float] = {}
     with _mapper(jobs) as each:
         while goes_on(state):
             genomes = generation(space, settings.seed, state)
-            tasks = [(settings, g, state.front.best, known.get(g.structure)) for g in genomes]
+            tasks = [(settings, genome, state.front.best) for genome in genomes]
             found = [scored for scored in each(_score, tasks) if scored is not None]
             for scored in found:
-                known[scored.genome.structure] = scored.cost
                 state.front.add(scored)
             if log:
-                _append(log, found, state.generation)
+                _append(log, found, state.generation, len(genomes))
             state = State(
                 front=state.front,
                 generation=state.generation + 1,
@@ -124,16 +123,16 @@ def generation(space: Space, seed: int, state: State) -> list[Genome]:
     return list(dict.fromkeys(made))
 
 
-def _score(task: tuple[Settings, Genome, Sequence[Found], float | None]) -> Found | None:
-    """The scored code of a genome; None where its values are all alike or no lowering serves."""
-    settings, genome, best, cost = task
+def _score(task: tuple[Settings, Genome, Sequence[Found]]) -> Found | None:
+    """The scored code of a genome; None where all its values are zero or no lowering serves."""
+    settings, genome, best = task
     code = settings.space().code(genome)
     screen, race, final = (
         Sample(weights=weights, seed=settings.seed + i)
         for i, weights in enumerate((SCREEN, RACE, FINAL))
     )
     try:
-        cost = estimated(code, machine(settings.target)) if cost is None else cost
+        cost = estimated(code, machine(settings.target))
         code = fitted(code)
     except DeclarationError:
         return None
@@ -168,41 +167,51 @@ def _begun(settings: Settings, log: Path | None, resume: bool) -> State:
                 raise UnspoolError(
                     "the log holds a search", where=str(log), allowed="--resume, a new file"
                 )
-            log.write_text(json.dumps({"settings": asdict(settings)}) + "\n", encoding="utf-8")
+            log.write_text(json.dumps(_asked(settings)) + "\n", encoding="utf-8")
         return State(front=Front(), generation=0, scored=0)
     lines = list(read(log))
     _check_same(lines, settings, log)
-    done = [line[DONE] for line in lines if DONE in line]
-    last = max(done, default=-1)
+    done = [line for line in lines if DONE in line]
+    last = max((line[DONE] for line in done), default=-1)
     found = [
         Found.from_json(line["found"]) for line in lines if line.get("generation", last + 1) <= last
     ]
-    _rewrite(log, [line for line in lines if line.get("generation", 0) <= last])
-    return State(front=front(found), generation=last + 1, scored=len(found))
+    _rewrite(log, [line for line in lines if line.get("generation", last) <= last])
+    return State(
+        front=front(found), generation=last + 1, scored=sum(line["scored"] for line in done)
+    )
 
 
 def read(log: Path) -> Iterator[dict[str, Any]]:
     """The lines of a log; a torn last one is left out."""
     for line in log.read_text(encoding="utf-8").splitlines():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            found = json.loads(line)
+        except ValueError:
             return
+        if not isinstance(found, dict):
+            return
+        yield found
 
 
 def _check_same(lines: Sequence[Mapping[str, Any]], settings: Settings, log: Path) -> None:
-    asked = asdict(settings)
-    stored = lines[0].get("settings") if lines else None
+    asked = _asked(settings)
+    stored = lines[0] if lines else None
     if stored != asked:
         raise UnspoolError(
             "the log is of another search", where=str(log), found=stored, allowed=asked
         )
 
 
-def _append(log: Path, found: Sequence[Found], number: int) -> None:
+def _asked(settings: Settings) -> dict[str, Any]:
+    """The first line of a log: all that its figures depend on."""
+    return {"settings": asdict(settings), "weights": [SCREEN, RACE, FINAL], "version": __version__}
+
+
+def _append(log: Path, found: Sequence[Found], number: int, scored: int) -> None:
     lines = [json.dumps({"generation": number, "found": each.to_json()}) for each in found]
     with log.open("a", encoding="utf-8") as file:
-        file.write("\n".join([*lines, json.dumps({DONE: number})]) + "\n")
+        file.write("\n".join([*lines, json.dumps({DONE: number, "scored": scored})]) + "\n")
 
 
 def _rewrite(log: Path, lines: Sequence[Mapping[str, Any]]) -> None:

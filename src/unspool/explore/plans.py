@@ -1,6 +1,6 @@
 """The plan of a model: formats by measured losses, solved, measured again around what was chosen.
 
-start     every group in the uniform format next below the budget
+start     every group in the largest uniform format within the budget, or else in its smallest
 a round   each group in turn in other formats, the rest as they are: what the loss becomes
           HiGHS picks the formats of least summed change within the budget, whose loss is measured
 end       the plan with the lowest measured loss, the start among them

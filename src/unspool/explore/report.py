@@ -176,7 +176,9 @@ def draw(found: Sequence[Row], title: str, path: Path) -> None:
                           xycoords=("axes fraction", "data"), fontsize="small")  # fmt: skip
     axes.set(title=title, xlabel="instructions per weight", ylabel="mean squared error")
     axes.margins(x=0.1)
-    axes.set_ylim(0.9 * min(r.mse for r in found), 1.1 * max(r.mse for r in (*ours, *others)))
+    axes.set_ylim(
+        0.9 * min(r.mse for r in found), 1.1 * max((r.mse for r in (*ours, *others)), default=1.0)
+    )
     axes.legend()
     try:
         figure.savefig(path, dpi=150)

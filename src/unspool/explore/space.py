@@ -98,11 +98,6 @@ class Genome:
             steps.append(replace(step, a=low, b=high if step.op in TWO_SOURCES else 0))
         return replace(self, steps=tuple(steps))
 
-    @property
-    def structure(self) -> tuple[object, ...]:
-        """All but the constants: codes of one structure cost the same."""
-        return self.window, self.lanes, tuple((s.op, s.a, s.b) for s in self.steps)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
@@ -115,24 +110,31 @@ class Space:
     @classmethod
     def of(cls, bits: float, operand: Operand) -> Space:
         """The space of a rate; raises DeclarationError where it is empty."""
+        if not 0.5 <= bits <= 4:
+            raise DeclarationError(
+                "no codes of this rate", where="bits", found=bits, allowed="0.5 to 4"
+            )
         if operand not in FIELDS:
             allowed = [each.name for each in FIELDS]
-            raise DeclarationError("no space of codes to it", found=operand.name, allowed=allowed)
+            raise DeclarationError(
+                "no codes to this operand", where="operand", found=operand.name, allowed=allowed
+            )
         shapes = tuple(
             (stride + memory, lanes)
             for lanes, memories in ((4, (8,)), (2, (8, 10)))
             for memory in memories
             if (stride := round(bits * lanes)) == bits * lanes and stride + memory <= 20
         )
-        if not shapes or not 0.5 <= bits <= 4:
-            raise DeclarationError("no space of codes at this rate", found=bits,
-                                   allowed="0.5, 1, 1.5, ... 4")  # fmt: skip
+        if not shapes:
+            raise DeclarationError(
+                "no codes of this rate", where="bits", found=bits, allowed="0.5, 1, 1.5, ... 4"
+            )
         return cls(bits=bits, operand=operand, shapes=shapes)
 
     def code(self, genome: Genome, sigma: float = 1.0, name: str = "found") -> Code:
         """The code of a genome."""
         fields, stride = FIELDS[self.operand], round(self.bits * genome.lanes)
-        first = 32 - fields.width * (genome.lanes if fields.width == 4 or genome.lanes < 4 else 4)
+        first = 32 - fields.width * genome.lanes
         return Code(
             name=name,
             planes=(Plane(window=genome.window, stride=stride),),

@@ -31,14 +31,14 @@ def read_format(path: Path) -> Format:
         raise DeclarationError(
             "no such format", where=where, found=error.strerror, allowed="unspool formats lists all"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DeclarationError("not a format's file", where=where, found=str(error)) from error
     if not isinstance(data, dict):
         raise DeclarationError("not a format's file", where=where, found=type(data).__name__)
     fmt = Format.from_json(data)
-    if not _NAME.fullmatch(fmt.name):
+    if not isinstance(fmt.name, str) or not _NAME.fullmatch(fmt.name):
         raise DeclarationError("a format's name is of letters, digits, . _ -", where=where,
-                               found=fmt.name[:80])  # fmt: skip
+                               found=str(fmt.name)[:80])  # fmt: skip
     if fmt.code.state_bits > MOST_STATE_BITS:
         raise DeclarationError("a code has too many states", where=where,
                                found=f"2^{fmt.code.state_bits}",
