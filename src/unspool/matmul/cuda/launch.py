@@ -28,8 +28,8 @@ USUAL_TOKENS = 16
 
 NARROW_COLUMNS = 32
 """The same where registers are short: where sums are held twice, as they are and added up in FP32;
-for binary16, whose operands take twice as many; for tables of a row's or tile's own. 2 to 15 spills
-at 64."""
+for binary16, whose operands take twice as many; for tables of a row's or tile's own, and for
+look-ups. 2 to 15 spills at 64."""
 
 
 class Arguments(ctypes.Structure):
@@ -110,7 +110,8 @@ class Plan:
 def tokens_of(made: Recipe, m: int) -> int:
     """Tokens of a tile: as few as hold m, in eights (sixteens of columns for tcgen05)."""
     held_twice = made.scales == SUMS or (made.loop == "wgmma" and made.terms > 1)
-    short = held_twice or made.kind == "f16" or made.geometry.lowering.levels
+    lowering = made.geometry.lowering
+    short = held_twice or made.kind == "f16" or lowering.levels or lowering.table
     most = NARROW_COLUMNS if short else TILE_COLUMNS
     least = 16 if made.loop == "tcgen05" and made.terms % 2 else 8
     wanted = max(least, 8 * -(-m // 8))
