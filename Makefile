@@ -27,7 +27,7 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -n 2
 
-# A run that fails or is killed at every operation on the disk, and at 100 random moments, and goes
+# A run that fails or is killed at every operation on the disk, and 100 runs at random, and goes
 # on: the bytes have to be those of a whole run.
 crash: setup
 	$(BIN)/python bench/crash.py

@@ -180,6 +180,19 @@ def test_an_interruption_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stage_that_another_writer_takes_for_left_is_made_anew(tmp_path, monkeypatch):
+    taken = [tmp_path / ".out.partial-held", tmp_path / ".out.partial-gone"]
+    taken[0].mkdir()
+    other = durable.Hold(taken[0])  # it is about to remove the first, and removed the second
+    names, made = iter(taken), write.tempfile.mkdtemp
+    monkeypatch.setattr(
+        write.tempfile, "mkdtemp", lambda **given: str(next(names, None) or made(**given))
+    )
+    folder = written(tmp_path / "out")
+    other.release()
+    verify(folder)
+
+
 def test_what_killed_writers_left_is_removed_by_the_next_but_not_what_is_at_work(tmp_path):
     left = [tmp_path / f".out.{kind}-x" for kind in ("partial", "replaced")]
     busy, other = tmp_path / ".out.partial-busy", tmp_path / ".other.partial-x"

@@ -139,8 +139,7 @@ def _staged(folder: Path, nbytes: int) -> Iterator[Path]:
         created += [parent for parent in folder.parents if not parent.exists()]
         folder.parent.mkdir(parents=True, exist_ok=True)
         _check_space(folder, nbytes)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-        hold = Hold(stage)
+        stage, hold = _stage(folder)
         stage.chmod(0o777 & ~_umask())
         _remove_left(folder, ".partial-")
         yield stage
@@ -156,6 +155,16 @@ def _staged(folder: Path, nbytes: int) -> Iterator[Path]:
     finally:
         if hold is not None:
             hold.release()
+
+
+def _stage(folder: Path) -> tuple[Path, Hold]:
+    """A new folder beside, held; another writer may take one for left before it is."""
+    while True:
+        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        with suppress(BlockingIOError, FileNotFoundError):
+            hold = Hold(stage)
+            if stage.exists():
+                return stage, hold
 
 
 def _remove_left(folder: Path, kind: str) -> None:

@@ -17,7 +17,7 @@ from unspool.errors import CheckpointError, DeclarationError
 
 if TYPE_CHECKING:
     from unspool.explore.allocate import Group
-    from unspool.explore.plans import Plan
+    from unspool.explore.plans import Allocation
 
 TOKENS = 8192
 """Calibration tokens by default: a loss is measured some ten times per group of layers."""
@@ -124,7 +124,7 @@ def _allocated(
     rounds: int,
     threads: int | None,
     quiet: bool,
-) -> Plan:
+) -> Allocation:
     from unspool.explore.plans import allocated
     from unspool.explore.sensitivity import Gauge, Measured
     from unspool.model.load import load_model
@@ -145,7 +145,7 @@ def _allocated(
         return allocated(groups, budget, gauge, measured, rounds=rounds, progress=advance)
 
 
-def _document(plan: Plan, path: str, budget: int) -> dict[str, Any]:
+def _document(plan: Allocation, path: str, budget: int) -> dict[str, Any]:
     weights = sum(group.weights for group in plan.groups)
     return {
         "model": path,
@@ -160,7 +160,7 @@ def _document(plan: Plan, path: str, budget: int) -> dict[str, Any]:
     }
 
 
-def _show(plan: Plan, found: dict[str, Any]) -> None:
+def _show(plan: Allocation, found: dict[str, Any]) -> None:
     rows = [
         (group.name, plan.formats[group.name],
          f"{group.option(plan.formats[group.name]).bytes:,}") for group in plan.groups

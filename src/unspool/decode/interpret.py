@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unspool.errors import DeclarationError
-from unspool.spec.code import Code
+from unspool.spec.code import TABULATED_BITS, Code
 from unspool.spec.program import STATE, Instruction, Program
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt16, UInt32
 
     Word = UInt32[np.ndarray, "..."]
-
-
-TABULATED_BITS = 24
-"""Codes of more state bits are not tabulated: 2**24 states of 4 lanes are 128 MiB already."""
 
 
 def interpret(

@@ -17,7 +17,7 @@ from unspool.decode.lowering import Lowering, Tape
 from unspool.decode.machine import Machine, Slot
 from unspool.decode.values import exponent_for
 from unspool.errors import DeclarationError
-from unspool.spec.code import Code
+from unspool.spec.code import TABULATED_BITS, Code
 from unspool.spec.operand import FP16
 
 LOAD_COST = 6
@@ -31,7 +31,7 @@ def why_not(code: Code, slot: Slot, machine: Machine) -> str:
         return f"{machine.name} does not read {slot}"
     if exponent_for(code, slot.operand) is not None:
         return ""
-    unknown = bool(code.program.parameters) or code.state_bits > 24
+    unknown = bool(code.program.parameters) or code.state_bits > TABULATED_BITS
     if unknown and not why_not_wider(code.operand, slot.operand):
         return ""
     kind = "parameters" if unknown else "values"

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from unspool.decode.fields import E4M3_IS_E2M3, Fields
-from unspool.decode.interpret import TABULATED_BITS, execute, tabulate
+from unspool.decode.interpret import execute, tabulate
 from unspool.decode.lowering import FULL, Tape
-from unspool.spec.code import WORD_BITS, Code
+from unspool.spec.code import TABULATED_BITS, WORD_BITS, Code
 from unspool.spec.operand import E2M3, E4M3
 from unspool.spec.program import STATE, Instruction
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unspool.decode.interpret import TABULATED_BITS, tabulate
-from unspool.spec.code import Code
+from unspool.decode.interpret import tabulate
+from unspool.spec.code import TABULATED_BITS, Code
 from unspool.spec.operand import Operand
 
 if TYPE_CHECKING:

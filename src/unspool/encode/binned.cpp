@@ -2,7 +2,7 @@
 // the algorithm and holds the numpy twin, which gives the same states bit for bit.
 //
 // SIMD runs over nodes: all walks of a ring are one register, and what its edges cost is one load
-// from a table by the target's bin. Some rings walk together, since a step waits for the one before.
+// from a table by the target's bin. Some rings walk together: a step waits for the one before.
 
 #include <cstddef>
 #include <cstdint>
@@ -15,12 +15,12 @@ namespace {
 using namespace unspool;
 using std::size_t;
 
-constexpr size_t kRings = 4;  // that walk together: 8 and 2 take a tenth and a quarter longer
+constexpr size_t kRings = 4;  // that walk together
 constexpr uint16_t kMost = 0xffff;  // what a walk costs at most
 constexpr int kNoMemory = 1;
 
 struct Binned {
-  const uint16_t* costs;   // [bins, 2, nodes], 64-aligned: the cheapest edge from the even, the odd from-node
+  const uint16_t* costs;   // [bins, 2, nodes], 64-aligned: cheapest edge from even, odd from-node
   const uint16_t* states;  // [bins, 2, nodes]: and its state
   size_t nodes, bins;
   float scale, middle;  // a target's bin is the whole part of target * scale + middle
@@ -49,14 +49,10 @@ namespace {
 
 void encode_group(const Job& job, size_t first, Scratch& scratch) {
   UNSPOOL_BEST(find_bins)(job, first, scratch);
-  const size_t half = job.steps / 2;
   size_t nodes[kRings] = {};
-  for (size_t pass = 0; pass < job.passes; ++pass) {
-    const bool last = pass + 1 == job.passes;
-    const size_t origin = pass % 2 ? 0 : half;
-    UNSPOOL_BEST(run_pass)(job, pass == 0, origin, last ? 0 : pass % 2 ? half : job.steps - half,
-                           first, scratch, nodes, last);
-  }
+  go_round(job.steps, job.passes, [&](bool free, size_t origin, size_t until, bool last) {
+    UNSPOOL_BEST(run_pass)(job, free, origin, until, first, scratch, nodes, last);
+  });
 }
 
 Scratch allocate(const Job& job) {

@@ -104,12 +104,22 @@ def matrix_of(
     unit: np.float32,
 ) -> CodedMatrix:
     """The matrix whose strips were encoded in units of `unit` beside that tensor scale."""
+    whole = _together(parts)
     return CodedMatrix(
         format=fmt,
         shape=shape,
+        codes=whole.codes,
+        scale=whole.scale,
+        tensor_scale=None if tensor is None else np.array(tensor * unit, np.float32),
+        table=whole.table,
+    )
+
+
+def _together(parts: Sequence[Part]) -> Part:
+    """Parts one below the other, as one."""
+    return Part(
         codes=np.concatenate([part.codes for part in parts]),
         scale=joined([part.scale for part in parts]),
-        tensor_scale=None if tensor is None else np.array(tensor * unit, np.float32),
         table=joined([part.table for part in parts]),
     )
 
@@ -122,19 +132,15 @@ def _encode_parts(
     threads: int | None,
 ) -> Part:
     """A strip, by threads that take some rows at a time."""
-    height = max(1, PART // strip.shape[1] // fmt.row_unit) * fmt.row_unit
-    one_table = any(parameter.scope == "tensor" for parameter in fmt.code.program.parameters)
+    height = _height(len(strip), strip.shape[1], fmt, PART)
     workers = min(native.threads(threads), -(-len(strip) // height))
-    if one_table or workers == 1:
+    if workers == 1:
         return _encode_strip(strip, fmt, tensor, passes, threads)
     rows = [strip[first : first + height] for first in range(0, len(strip), height)]
     with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(lambda part: _encode_strip(part, fmt, tensor, passes, 1), rows))
-    return Part(
-        codes=np.concatenate([part.codes for part in parts]),
-        scale=joined([part.scale for part in parts]),
-        table=joined([part.table for part in parts]),
-    )
+        return _together(
+            list(pool.map(lambda part: _encode_strip(part, fmt, tensor, passes, 1), rows))
+        )
 
 
 def _encode_strip(
@@ -157,22 +163,23 @@ def _encode_strip(
 
 def strip_count(shape: tuple[int, int], fmt: Format) -> int:
     """How many strips the rows of a weight `[n, k]` are worked through in."""
-    return -(-fmt.padded(*shape)[0] // _strip_height(shape, fmt))
-
-
-def _strip_height(shape: tuple[int, int], fmt: Format) -> int:
     rows, columns = fmt.padded(*shape)
+    return -(-rows // _height(rows, columns, fmt, STRIP))
+
+
+def _height(rows: int, columns: int, fmt: Format, weights: int) -> int:
+    """Rows, whole units of them, that hold about so many weights; all where they share a table."""
     if any(parameter.scope == "tensor" for parameter in fmt.code.program.parameters):
         return rows
-    return max(1, STRIP // columns // fmt.row_unit) * fmt.row_unit
+    return max(1, weights // columns // fmt.row_unit) * fmt.row_unit
 
 
 def strip_at(
     weight: np.ndarray, fmt: Format, unit: np.float32, place: int, threads: int | None = None
 ) -> np.ndarray:
     """A strip of the weight over `unit`, padded and rotated."""
-    shape = (weight.shape[0], weight.shape[1])
-    (rows, columns), height = fmt.padded(*shape), _strip_height(shape, fmt)
+    rows, columns = fmt.padded(weight.shape[0], weight.shape[1])
+    height = _height(rows, columns, fmt, STRIP)
     first = place * height
     padded = pad(weight[first : first + height] / unit, min(height, rows - first), columns)
     return rotate(padded, fmt.rotation, first_row=first, threads=threads)

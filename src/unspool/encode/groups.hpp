@@ -46,6 +46,18 @@ void cheapest_nodes(std::size_t count, const Cost* walks, std::size_t* nodes) {
   }
 }
 
+// The passes around rings of so many steps, as passes.py has them: one_pass(free, origin, until,
+// last) starts at the step `origin`, anywhere where it is free, and traces back to `until`.
+template <class Pass>
+void go_round(std::size_t steps, std::size_t passes, const Pass& one_pass) {
+  const std::size_t half = steps / 2;
+  for (std::size_t pass = 0; pass < passes; ++pass) {
+    const bool last = pass + 1 == passes;
+    const std::size_t origin = pass % 2 ? 0 : half, other = pass % 2 ? half : steps - half;
+    one_pass(pass == 0, origin, last ? 0 : other, last);
+  }
+}
+
 // encode(first ring, scratch) for every group of rings, shared among threads; what they used.
 template <std::size_t kRings, class Allocate, class Encode>
 auto by_groups(std::size_t rings, std::size_t threads, const Allocate& allocate,

@@ -144,15 +144,12 @@ void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t fir
 }
 
 void encode_group(const Job& job, size_t first, Scratch& w) {
-  const size_t half = job.rows / 2, places = job.search.places;
+  const size_t places = job.search.places;
   size_t nodes[kRings] = {};
   const size_t passes = job.search.nodes == 1 ? 1 : job.passes;
-  for (size_t pass = 0; pass < passes; ++pass) {
-    const bool last = pass + 1 == passes;
-    const size_t origin = pass % 2 ? 0 : half;
-    const size_t seam = (pass % 2 ? half : job.rows - half) * places;
-    run_pass(job, pass == 0, origin, last ? 0 : seam, first, w, nodes, last);
-  }
+  go_round(job.rows, passes, [&](bool free, size_t origin, size_t until, bool last) {
+    run_pass(job, free, origin, until * places, first, w, nodes, last);
+  });
 }
 
 Scratch allocate(const Job& job) {

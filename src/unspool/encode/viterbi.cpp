@@ -98,16 +98,12 @@ void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t fir
 void encode_group(const Job& job, size_t first, Scratch& scratch) {
   transpose_targets<kRings>(job.targets, job.rings, job.steps * job.trellis.lanes, first,
                             scratch.targets);
-  const size_t half = job.steps / 2;
   size_t nodes[kRings] = {};
   // Without memory there is one node, and the free pass is already exact.
   const size_t passes = job.trellis.nodes == 1 ? 1 : job.passes;
-  for (size_t pass = 0; pass < passes; ++pass) {
-    const bool last = pass + 1 == passes;
-    const size_t origin = pass % 2 ? 0 : half;
-    run_pass(job, pass == 0, origin, last ? 0 : pass % 2 ? half : job.steps - half, first, scratch,
-             nodes, last);
-  }
+  go_round(job.steps, passes, [&](bool free, size_t origin, size_t until, bool last) {
+    run_pass(job, free, origin, until, first, scratch, nodes, last);
+  });
 }
 
 Scratch allocate(const Job& job) {

@@ -34,6 +34,7 @@ from unspool import native
 from unspool.encode import binned, dense
 from unspool.encode.passes import Floats, States, go_round
 from unspool.errors import UnspoolError, WeightError
+from unspool.spec.code import TABULATED_BITS
 
 Plane = tuple[int, int]
 
@@ -243,8 +244,12 @@ def _checked(
 
 def _check_planes(planes: tuple[Plane, ...]) -> None:
     fit = all(1 <= stride <= window for window, stride in planes)
-    if not planes or not fit or sum(window for window, _ in planes) > 24:
-        raise _wrong("planes", planes, "(window >= stride >= 1), windows adding up to 24 at most")
+    if not planes or not fit or sum(window for window, _ in planes) > TABULATED_BITS:
+        raise _wrong(
+            "planes",
+            planes,
+            f"(window >= stride >= 1), windows adding up to {TABULATED_BITS} at most",
+        )
 
 
 def check_finite(targets: Floats, where: str) -> None:

@@ -25,6 +25,7 @@ from unspool import __version__
 from unspool.decode.machine import machine
 from unspool.errors import DeclarationError, UnspoolError
 from unspool.explore.front import Found, Front, front
+from unspool.explore.lines import read
 from unspool.explore.score import (
     FINAL,
     RACE,
@@ -169,7 +170,7 @@ def _begun(settings: Settings, log: Path | None, resume: bool) -> State:
                 )
             log.write_text(json.dumps(_asked(settings)) + "\n", encoding="utf-8")
         return State(front=Front(), generation=0, scored=0)
-    lines = list(read(log))
+    lines = read(log)
     _check_same(lines, settings, log)
     done = [line for line in lines if DONE in line]
     last = max((line[DONE] for line in done), default=-1)
@@ -180,18 +181,6 @@ def _begun(settings: Settings, log: Path | None, resume: bool) -> State:
     return State(
         front=front(found), generation=last + 1, scored=sum(line["scored"] for line in done)
     )
-
-
-def read(log: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log; a torn last one is left out."""
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            return
-        if not isinstance(found, dict):
-            return
-        yield found
 
 
 def _check_same(lines: Sequence[Mapping[str, Any]], settings: Settings, log: Path) -> None:

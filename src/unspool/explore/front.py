@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from unspool.explore.space import Genome, Step
+
+T = TypeVar("T")
 
 KEPT = 8
 """Parents of one cost."""
@@ -56,10 +58,8 @@ class Front:
             group.append(found)
             group.sort(key=lambda each: each.screened)
             del group[KEPT:]
-        if found.mse is not None and not any(_beats(other, found) for other in self.best):
-            self.best = [other for other in self.best if not _beats(found, other)]
-            self.best.append(found)
-            self.best.sort(key=lambda each: each.cost)
+        if found.mse is not None:
+            self.best = pareto([*self.best, found], lambda each: (each.cost, each.mse or 0.0))
 
     def everyone(self) -> list[Found]:
         """All parents, those on the front twice: they are tried twice as often."""
@@ -74,7 +74,11 @@ def front(found: Iterable[Found]) -> Front:
     return made
 
 
-def _beats(one: Found, other: Found) -> bool:
-    assert one.mse is not None
-    assert other.mse is not None
-    return one.cost <= other.cost and one.mse <= other.mse
+def pareto(found: Iterable[T], figures: Callable[[T], tuple[float, float]]) -> list[T]:
+    """Those of lowest (cost, error) that no other has as low, the cheapest first; of equals the
+    first."""
+    kept: list[T] = []
+    for each in sorted(found, key=figures):
+        if not kept or figures(each)[1] < figures(kept[-1])[1]:
+            kept.append(each)
+    return kept

@@ -24,7 +24,7 @@ Formats = dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Allocation:
     """Formats by group. losses: KL on the calibration text, of the start and of each round."""
 
     groups: tuple[Group, ...]
@@ -32,7 +32,7 @@ class Plan:
     bytes: int
     loss: float
     losses: tuple[float, ...]
-    #: loss saved per byte more
+    #: loss saved per byte more, by the losses measured around the round before
     price: float
     worth: tuple[Worth, ...]
 
@@ -49,7 +49,7 @@ def allocated(
     *,
     rounds: int = ROUNDS,
     progress: Progress = lambda done, total, what: None,
-) -> Plan:
+) -> Allocation:
     """The plan of least measured loss whose bytes are at most `budget`.
 
     Raises ModelError, with the least bytes that are enough, for a budget that is too small.
@@ -72,7 +72,7 @@ def allocated(
     if begin < loss:
         loss, formats = begin, start(groups, budget)
         choice = replace(choice, options=tuple(g.option(formats[g.name]) for g in known))
-    return Plan(
+    return Allocation(
         groups=tuple(groups),
         formats=formats,
         bytes=sum(g.option(formats[g.name]).bytes for g in groups),

@@ -13,7 +13,7 @@ from unspool.errors import DeclarationError, EvaluationError
 from unspool.evaluate.plot import check_matplotlib
 from unspool.explore import published
 from unspool.explore.explorer import Settings
-from unspool.explore.front import Found
+from unspool.explore.front import Found, pareto
 from unspool.explore.score import Sample, branches, distortion, estimated, slot_of
 from unspool.perf.count import count
 from unspool.perf.toolchain import toolchain, why_not
@@ -75,8 +75,7 @@ def found_rows(best: Sequence[Found], settings: Settings) -> list[Row]:
         for each, code, total in zip(best, codes, _totals(codes, target), strict=True)
     ]
     found = [row for row in found if row.mse <= WORST * 4.0**-settings.bits]
-    found = [row for row in found if not any(_beats(other, row) for other in found)]
-    return sorted(found, key=lambda row: row.total)
+    return pareto(found, lambda row: (row.total, row.mse))
 
 
 def published_rows(settings: Settings, say: Callable[[str], None]) -> list[Row]:
@@ -108,11 +107,6 @@ def _row(code: Code, total: tuple[float, bool], target: Machine, *, mse: float, 
         target=target.name, bits_per_weight=code.bits_per_weight, mse=mse, total=total[0],
         counted=total[1], found=found, edges=branches(code), code=fmt.code if found else code,
     )  # fmt: skip
-
-
-def _beats(one: Row, other: Row) -> bool:
-    no_worse = one.total <= other.total and one.mse <= other.mse
-    return no_worse and (one.total, one.mse) != (other.total, other.mse)
 
 
 def _totals(codes: Sequence[Code], target: Machine) -> list[tuple[float, bool]]:

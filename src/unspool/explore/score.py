@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,23 +42,27 @@ def fitted(code: Code) -> Code:
     return _with_sigma(code, rms * factor)
 
 
-def distortion(code: Code, sample: Sample) -> float:
+def distortion(code: Code, sample: Sample, *, threads: int | None = 1) -> float:
     """Mean squared error of a code's rings, over the sample's mean square."""
     assert code.sigma is not None
     rings = max(1, sample.weights // code.steps // code.lanes)
     shape = (rings, code.steps, code.lanes)
     x = np.random.default_rng(sample.seed).standard_normal(shape, dtype=np.float32)
     values = (state_values(code) / code.sigma).astype(np.float32)
-    states = viterbi(values, [(p.window, p.stride) for p in code.planes], x, threads=1)
+    states = viterbi(values, [(p.window, p.stride) for p in code.planes], x, threads=threads)
     missed = (x - values[states]).astype(np.float64)
     return float(np.mean(missed**2) / np.mean(x.astype(np.float64) ** 2))
 
 
 def best_sigma(code: Code, sample: Sample) -> Code:
     """The code with the best of a few sigmas around its own."""
+    return min(stretched(code, SIGMAS), key=lambda each: distortion(each, sample))
+
+
+def stretched(code: Code, factors: Sequence[float]) -> list[Code]:
+    """The code with multiples of its sigma."""
     assert code.sigma is not None
-    tried = [_with_sigma(code, code.sigma * factor) for factor in SIGMAS]
-    return min(tried, key=lambda each: distortion(each, sample))
+    return [_with_sigma(code, code.sigma * factor) for factor in factors]
 
 
 def slot_of(code: Code, machine: Machine) -> Slot:

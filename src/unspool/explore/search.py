@@ -13,12 +13,11 @@ Candidates are drawn at random and go through rounds of more and more weights; t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from unspool.decode.interpret import state_values
-from unspool.encode.viterbi import viterbi
+from unspool.explore.score import Sample, distortion, fitted, stretched
 from unspool.spec.catalog.multiply import to_e2m1, to_e2m3, to_e4m3, to_e4m3_quick
 from unspool.spec.code import Code
 
@@ -33,9 +32,6 @@ FORMS: Mapping[str, Callable[..., Code]] = {
 #: rings searched and candidates kept, round after round
 ROUNDS = ((12, 24), (96, 6), (768, 1))
 SIGMAS = (0.96, 1.0, 1.04)
-#: sigma over the RMS of the values, by bits per weight: at higher rates the values must reach
-#: further into the tails of the Gaussian (measured on random constants; flat within 5 %)
-SIGMA_OF_RMS = {2: 0.95, 3: 0.82}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,22 +77,13 @@ def _draw(random: np.random.Generator, bits: int, form: Callable[..., Code]) -> 
     places = random.integers(0, bits, 4)  # the window's bytes: two at 2 bits, three at 3
     selector = int(sum(int(place) << (4 * lane) for lane, place in enumerate(places)))
     code = form(bits, selector=selector, multiplier=multiplier | 1, addend=addend, sigma=1.0)
-    rms = float(np.sqrt(np.mean(state_values(code) ** 2)))
-    return replace(code, sigma=rms * SIGMA_OF_RMS[bits])
+    return fitted(code)
 
 
 def _best_sigma(code: Code, rings: int, seed: int) -> Found:
-    assert code.sigma is not None
-    codes = [replace(code, sigma=float(f"{code.sigma * factor:.4g}")) for factor in SIGMAS]
-    return min((_measure(c, rings, seed) for c in codes), key=_error)
+    return min((_measure(each, rings, seed) for each in stretched(code, SIGMAS)), key=_error)
 
 
 def _measure(code: Code, rings: int, seed: int) -> Found:
-    assert code.sigma is not None
-    shape = (rings, code.steps, code.lanes)
-    sample = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    values = (state_values(code) / code.sigma).astype(np.float32)
-    planes = [(plane.window, plane.stride) for plane in code.planes]
-    states = viterbi(values, planes, sample)
-    difference = (sample - values[states]).astype(np.float64)
-    return Found(code=code, mse=float(np.mean(difference**2)))
+    sample = Sample(weights=rings * code.steps * code.lanes, seed=seed)
+    return Found(code=code, mse=distortion(code, sample, threads=None))

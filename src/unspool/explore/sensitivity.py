@@ -8,13 +8,11 @@ thread: the number of threads never changes a figure.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +23,13 @@ from unspool.errors import CheckpointError, WeightError
 from unspool.evaluate.divergence import kl_divergence
 from unspool.evaluate.perplexity import logits_of
 from unspool.explore.allocate import Group, Option
+from unspool.explore.lines import read
 from unspool.matmul.reference import decode
 from unspool.model.calibrate import workers
 from unspool.model.selection import check_fit
 from unspool.model.siblings import TOGETHER
 from unspool.spec.catalog import parse
+from unspool.spec.format import digest
 
 Formats = Mapping[str, str]
 """The format of every group, by the groups' names."""
@@ -87,15 +87,15 @@ class Measured:
 
     def __init__(self, file: Path | None, settings: object) -> None:
         """`settings`: all that a figure depends on beside the formats."""
-        self._file, self._settings = file, _digest(settings)
+        self._file, self._settings = file, digest(settings)
         self._known: dict[str, float] = {}
-        for line in _lines(file):
+        for line in read(file) if file is not None and file.exists() else ():
             if line.get("settings") == self._settings:
                 self._known[str(line["formats"])] = float(line["kl"])
 
     def kl(self, gauge: Gauge, formats: Formats) -> float:
         """The figure of these formats, measured now or before."""
-        key = _digest(dict(formats))
+        key = digest(dict(formats))
         if key not in self._known:
             self._known[key] = gauge.kl(formats)
             self._append({"settings": self._settings, "formats": key, "kl": self._known[key]})
@@ -160,19 +160,3 @@ def _group(name: str, layers: Sequence[Layer], formats: Sequence[str]) -> Group:
 def _group_name(layer: str) -> str:
     parent, _, last = re.sub(r"\bexperts\.\d+", "experts.*", layer).rpartition(".")
     return f"{parent}.{next(('+'.join(names) for names in TOGETHER if last in names), last)}"
-
-
-def _digest(data: object) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _lines(file: Path | None) -> list[dict[str, Any]]:
-    if file is None or not file.exists():
-        return []
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in found if isinstance(line, dict)]

@@ -13,20 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
 
 from unspool.errors import DeclarationError
+from unspool.spec.catalog.multiply import E2M3_MASK, E4M3_MASK, TILE, XOR_AND
 from unspool.spec.code import Code, Plane
 from unspool.spec.operand import E2M1, E2M3, E4M3, Operand
 from unspool.spec.program import STATE, Instruction, Program
-
-TILE = (8, 16)
-"""Rows and columns of a ring: 256 bits at 2 bits per weight."""
-
-XOR_AND = 0x28
-"""lop3 truth table of (a ^ b) & c."""
 
 STEPS: Mapping[str, float] = {
     "multiply": 0.4,  # a * constant + addend, one instruction
@@ -52,9 +46,8 @@ class Fields:
 
 FIELDS: Mapping[Operand, Fields] = {
     E2M1: Fields(width=4, mask=None),
-    E2M3: Fields(width=8, mask=0x3F3F3F3F),
-    # sign, two exponent and three mantissa bits: E2M3 x 2**-6
-    E4M3: Fields(width=8, mask=0x9F9F9F9F),
+    E2M3: Fields(width=8, mask=E2M3_MASK),
+    E4M3: Fields(width=8, mask=E4M3_MASK),
 }
 
 
@@ -162,11 +155,6 @@ class Space:
         for _ in range(int(random.geometric(0.6))):
             genome = _moved(random, genome)
         return genome.pruned()
-
-
-def rings_of(weights: int) -> int:
-    """Rings that hold so many weights."""
-    return max(1, weights // prod(TILE))
 
 
 def _instructions(steps: tuple[Step, ...], mask: int | None) -> tuple[Instruction, ...]:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unspool.decode.interpret import TABULATED_BITS, all_states, interpret, tabulate
+from unspool.decode.interpret import all_states, interpret, tabulate
 from unspool.pack.matrix import bits_dtype
-from unspool.spec.code import Code
+from unspool.spec.code import TABULATED_BITS, Code
 from unspool.spec.operand import Operand
 
 if TYPE_CHECKING:

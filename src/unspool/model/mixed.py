@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 from unspool.errors import ModelError
 from unspool.model.shards import read_json
 from unspool.spec.catalog import parse
-from unspool.spec.format import Format
+from unspool.spec.format import Format, digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +22,7 @@ class Mixed:
     @property
     def content_hash(self) -> str:
         """16 hexadecimal digits of SHA-256 over layers and declarations, in any order."""
-        pairs = sorted((layer, fmt.content_hash) for layer, fmt in self.formats.items())
-        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+        return digest({layer: fmt.content_hash for layer, fmt in self.formats.items()})
 
 
 def read_plan(path: Path) -> Mixed:

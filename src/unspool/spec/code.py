@@ -22,6 +22,9 @@ from unspool.spec.program import Program
 
 WORD_BITS = 32
 
+TABULATED_BITS = 24
+"""Codes of more state bits are not tabulated: 2**24 states of 4 lanes are 128 MiB already."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:

@@ -18,6 +18,12 @@ from unspool.spec.scale import Scale
 UNROTATED = Rotation()
 
 
+def digest(data: object) -> str:
+    """16 hexadecimal digits of SHA-256 over what JSON makes of data, keys in order."""
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """A code, its scales and its rotation. The name is `CODE[:SCALE][:ROTATION]`.
@@ -142,8 +148,7 @@ class Format:
         """16 hexadecimal digits of SHA-256 over the declaration; names do not count."""
         data = self.to_json()
         del data["name"], data["code"]["name"]
-        canonical = json.dumps(data, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return digest(data)
 
     @property
     def _parameter_tile(self) -> tuple[int, int]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from unspool.errors import DeclarationError
+from unspool.spec.code import TABULATED_BITS
 from unspool.spec.format import Format
 
 SUFFIX = ".json"
-MOST_STATE_BITS = 24
 MOST_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -39,10 +39,10 @@ def read_format(path: Path) -> Format:
     if not isinstance(fmt.name, str) or not _NAME.fullmatch(fmt.name):
         raise DeclarationError("a format's name is of letters, digits, . _ -", where=where,
                                found=str(fmt.name)[:80])  # fmt: skip
-    if fmt.code.state_bits > MOST_STATE_BITS:
+    if fmt.code.state_bits > TABULATED_BITS:
         raise DeclarationError("a code has too many states", where=where,
                                found=f"2^{fmt.code.state_bits}",
-                               allowed=f"2^{MOST_STATE_BITS}")  # fmt: skip
+                               allowed=f"2^{TABULATED_BITS}")  # fmt: skip
     return fmt
 
 
