@@ -23,6 +23,10 @@ COLUMNS = ("code", "operand", "MSE", "instructions", "over the bound", "edges/we
 BitsAsked = Annotated[float, typer.Option("--bits", "-b", help="Bits per weight.")]
 Operand = Annotated[str, typer.Option(help="e4m3, e2m3 or e2m1.")]
 Target = Annotated[str, typer.Option(help="sm89, sm90, sm100 or sm120.")]
+Memory = Annotated[
+    int | None,
+    typer.Option(min=1, max=16, help="Bits that a step shares with the next. [default: 8 or 10]"),
+]
 Minutes = Annotated[
     float | None, typer.Option(min=0, help="When to stop; a generation is finished. [default: 10]")
 ]
@@ -48,6 +52,7 @@ def explore(
     bits: BitsAsked = 2,
     operand: Operand = "e4m3",
     target: Target = "sm90",
+    memory: Memory = None,
     minutes: Minutes = None,
     generations: Generations = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -68,7 +73,7 @@ def explore(
     from unspool.explore.explorer import Settings
     from unspool.explore.report import check_plot, draw, found_rows, published_rows
 
-    settings = Settings(bits=bits, operand=operand.upper(), target=target, seed=seed)
+    settings = Settings(bits=bits, operand=operand.upper(), target=target, seed=seed, memory=memory)
     if minutes is None and generations is None:
         minutes = 10.0
     if resume and log is None:

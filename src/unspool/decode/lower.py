@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from unspool.decode.fields import Fields, convert, why_not_wider
 from unspool.decode.lower_plain import plain_fields
-from unspool.decode.lower_steps import step_fields
+from unspool.decode.lower_steps import masks_bytes, step_fields
 from unspool.decode.lower_table import wide_fields
 from unspool.decode.lowering import Lowering, Tape
 from unspool.decode.machine import Machine, Slot
@@ -97,10 +97,11 @@ def _steps(code: Code, slot: Slot, machine: Machine) -> Iterator[Lowering]:
         loads[parameter.name] = len(table), parameter.length
         rows = code.tile[0] if parameter.scope == "row" else 1
         shared = rows * parameter.length
-    tape = Tape()
-    fields = step_fields(tape, code, loads)
-    for made in _converted(code, tape, fields, slot, machine):
-        yield _lowering(code, slot, "steps", tape, made, table=tuple(table), shared=shared)
+    for name, masked in (("steps", False), ("masked-steps", True))[: 2 if masks_bytes(code) else 1]:
+        tape = Tape()
+        fields = step_fields(tape, code, loads, masked=masked)
+        for made in _converted(code, tape, fields, slot, machine):
+            yield _lowering(code, slot, name, tape, made, table=tuple(table), shared=shared)
 
 
 def _converted(

@@ -3,7 +3,9 @@
     words --windows--> state --the program's instructions--> lanes --gathered--> fields
 
 Windows that start at a byte are cut by one byte permute, and a program that begins by permuting
-the bytes of its window permutes the stored words instead.
+the bytes of its window permutes the stored words instead. Where it then keeps the same bits of
+every byte, it can as well permute words of which nothing else is left: one `and` for all steps that
+read a word (`masked`).
 """
 
 from __future__ import annotations
@@ -20,29 +22,57 @@ from unspool.spec.code import TABULATED_BITS, WORD_BITS, Code
 from unspool.spec.operand import E2M3, E4M3
 from unspool.spec.program import STATE, Instruction
 
+EVERY_BYTE = 0x01010101
+
 MOST_STATES = 1 << 20
 """Programs of more states are not run through to learn which bits they set."""
 
 
-def step_fields(tape: Tape, code: Code, loads: Mapping[str, tuple[int, int]]) -> Fields:
+def step_fields(
+    tape: Tape, code: Code, loads: Mapping[str, tuple[int, int]], *, masked: bool = False
+) -> Fields:
     """Operands of a ring, decoded step by step. `loads`: first entry and length of tables."""
     lanes: list[tuple[str, int]] = []
     ones: dict[str, int] = {}
+    able = masks_bytes(code) if masked else {}
     for step in range(code.steps):
-        registers = _run_step(tape, code, step, loads)
+        registers = _run_step(tape, code, step, loads, able)
         for name, offset in code.program.outputs:
             lanes.append((registers[name], offset))
             ones[registers[name]] = _ones(code).get(name, FULL)
     return _gather(tape, code, lanes, ones)
 
 
+def masks_bytes(code: Code) -> dict[str, tuple[int, int]]:
+    """(selector, mask) of every register that is the window's bytes, permuted, and of each of them
+    the same bits."""
+    selectors: dict[str, int] = {}
+    found = {}
+    for instruction in code.program.instructions:
+        op, arguments = instruction.op, instruction.arguments
+        last = arguments[-1]
+        if op == "permute-bytes" and arguments[0] == STATE and isinstance(last, int):
+            selectors[instruction.result] = last
+        if op == "and" and isinstance(last, int) and last == (last & 0xFF) * EVERY_BYTE:
+            selector = selectors.get(str(arguments[0]))
+            if selector is not None:
+                found[instruction.result] = selector, last
+    return found
+
+
 def _run_step(
-    tape: Tape, code: Code, step: int, loads: Mapping[str, tuple[int, int]]
+    tape: Tape,
+    code: Code,
+    step: int,
+    loads: Mapping[str, tuple[int, int]],
+    masked: Mapping[str, tuple[int, int]],
 ) -> dict[str, str]:
     """Writes a step's instructions; the program's registers by name."""
     registers: dict[str, str] = {}
     for instruction in code.program.instructions:
-        registers[instruction.result] = _write(tape, code, step, instruction, registers, loads)
+        name = instruction.result
+        direct = _permuted_window(tape, code, step, *masked[name]) if name in masked else ""
+        registers[name] = direct or _write(tape, code, step, instruction, registers, loads)
     if any(name == STATE for name, _ in code.program.outputs):
         registers[STATE] = window_state(tape, code, step)
     return registers
@@ -111,8 +141,9 @@ def window_state(tape: Tape, code: Code, step: int) -> str:
     return state
 
 
-def _permuted_window(tape: Tape, code: Code, step: int, selector: int) -> str:
-    """permute-bytes(window, 0, selector) on the stored words; empty where that is not the same."""
+def _permuted_window(tape: Tape, code: Code, step: int, selector: int, mask: int = FULL) -> str:
+    """permute-bytes(window, 0, selector) on the stored words, of which `mask` is kept; empty where
+    that is not the same."""
     plane = code.planes[0]
     start = step * plane.stride
     picks = [selector >> (4 * place) & 7 for place in range(4)]
@@ -121,7 +152,8 @@ def _permuted_window(tape: Tape, code: Code, step: int, selector: int) -> str:
     words = plane_words(code, 0)
     at, first = start // WORD_BITS, start % WORD_BITS // 8
     moved = sum((pick + first) << (4 * place) for place, pick in enumerate(picks))
-    return tape("permute-bytes", words[at % len(words)], words[(at + 1) % len(words)], moved)
+    here, next_one = (tape.mask(words[i % len(words)], mask) for i in (at, at + 1))
+    return tape("permute-bytes", here, next_one, moved)
 
 
 @functools.lru_cache(maxsize=64)

@@ -32,7 +32,7 @@ from unspool.encode.passes import Floats, States, go_round
 FEWEST_NODES = 64
 """Smaller trellises have little to look up and keep the search in float32."""
 
-MOST_LEVELS = 64
+MOST_LEVELS = 96
 """Levels of a lane whose costs stay in the first cache, for 32 rings."""
 
 PAIRED_LEVELS = 16

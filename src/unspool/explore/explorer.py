@@ -57,12 +57,14 @@ class Settings:
     operand: str
     target: str
     seed: int = 0
+    #: bits that a step shares with the next; None: the space's own
+    memory: int | None = None
 
     def space(self) -> Space:
         """Raises DeclarationError for an operand or rate without a space."""
         if self.operand not in OPERANDS:
             raise DeclarationError("no such operand", found=self.operand, allowed=OPERANDS)
-        return Space.of(self.bits, OPERANDS[self.operand])
+        return Space.of(self.bits, OPERANDS[self.operand], self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ def _score(task: tuple[Settings, Genome, Sequence[Found]]) -> Found | None:
     found = Found(genome=genome, sigma=code.sigma or 0.0, cost=cost, screened=screened)
     if screened > NEAR * min((each.screened for each in rivals), default=1.0):
         return found
-    code = best_sigma(code, race)
+    code = best_sigma(code, replace(race, weights=SCREEN))
     screened, raced = distortion(code, screen), distortion(code, race)
     found = replace(found, sigma=code.sigma or 0.0, screened=screened, raced=raced)
     if raced > NEARER * min((each.raced or 1.0 for each in rivals), default=1.0):

@@ -41,7 +41,9 @@ class Found:
         """The entry that `to_json` wrote."""
         genome = data["genome"]
         steps = tuple(Step(**step) for step in genome["steps"])
-        return cls(**{**data, "genome": Genome(genome["window"], genome["lanes"], steps)})
+        tail = tuple(genome["tail"]) if genome["tail"] else None
+        made = Genome(genome["window"], genome["lanes"], steps, tail)
+        return cls(**{**data, "genome": made})
 
 
 @dataclass

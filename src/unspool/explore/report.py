@@ -138,6 +138,7 @@ def as_format(row: Row, settings: Settings, generations: int, path: Path) -> For
     source = (
         f"unspool explore --bits {settings.bits:g} --operand {settings.operand.lower()} "
         f"--target {settings.target} --seed {settings.seed} --generations {generations}"
+        + (f" --memory {settings.memory}" if settings.memory else "")
     )
     fmt = _format(row.code, source)
     write_format(fmt, path)

@@ -15,7 +15,7 @@ from unspool.errors import DeclarationError
 from unspool.spec.code import Code
 from unspool.spec.operand import BF16, FP16, INT8
 
-SCREEN, RACE, FINAL = 4096, 32768, 262144
+SCREEN, RACE, FINAL = 8192, 32768, 262144
 """Weights of the three rounds, the same ones for all codes. The last tells errors to 0.3 %."""
 
 SIGMAS = (0.94, 0.97, 1.0, 1.03, 1.06)

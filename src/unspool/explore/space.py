@@ -2,7 +2,9 @@
 
     register 0     the window
     register i     what step i does to earlier registers, see STEPS
-    word           the last register, all bits cleared that its fields must not have
+    word           the last register, all bits cleared that its fields must not have; with a tail
+                   some bits of another register are added to every field: values near zero and
+                   far out become what they are in a Gaussian, where a uniform field's are not
     lanes          fields of the word: nibbles from the top down are E2M1, bytes are E4M3 or E2M3
 
 Every program of the space is total: fields that are masked so are never NaN or infinite. Two that
@@ -16,38 +18,53 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unspool.decode.lower_steps import EVERY_BYTE
 from unspool.errors import DeclarationError
-from unspool.spec.catalog.multiply import E2M3_MASK, E4M3_MASK, TILE, XOR_AND
+from unspool.spec.catalog.multiply import E2M3_MASK, E4M3_MASK, XOR_AND
 from unspool.spec.code import Code, Plane
 from unspool.spec.operand import E2M1, E2M3, E4M3, Operand
 from unspool.spec.program import STATE, Instruction, Program
 
 STEPS: Mapping[str, float] = {
     "multiply": 0.4,  # a * constant + addend, one instruction
-    "permute": 0.25,  # the bytes of a that the selector `constant` names
+    "permute": 0.2,  # the bytes of a that the selector `constant` names
     "xor": 0.2,  # a ^ b
     "add": 0.05,  # a + b
     "shift": 0.1,  # a >> constant
+    "thin": 0.05,  # a & (b | constant), one instruction: bits that are rarely one
 }
 """What a step may be, and how often it is drawn."""
 
-TWO_SOURCES = ("xor", "add")
+TWO_SOURCES = ("xor", "add", "thin")
+EITHER_ORDER = ("xor", "add")
 MOST_STEPS = 6
+MOST_WINDOW = 20
 WORD = 1 << 32
+
+RING = 64
+"""Steps of a ring. With 32, walks through 256 nodes lose 0.5 % more to having to close."""
+
+THIN = 0xE0
+"""lop3 truth table of a & (b | c)."""
+
+TAILED = 0.3
+"""Share of drawn genomes that have a tail where the operand has room for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Where an operand's lanes stand in the word, and which bits of it they may have."""
+    """Where an operand's lanes stand in the word, which bits of it they may have, and how large a
+    number of a tail can be added to these without a carry into the sign."""
 
     width: int
     mask: int | None
+    room: int = 0
 
 
 FIELDS: Mapping[Operand, Fields] = {
     E2M1: Fields(width=4, mask=None),
     E2M3: Fields(width=8, mask=E2M3_MASK),
-    E4M3: Fields(width=8, mask=E4M3_MASK),
+    E4M3: Fields(width=8, mask=E4M3_MASK, room=15),
 }
 
 
@@ -69,15 +86,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Genome:
-    """A program as the explorer changes it: the window's bits, weights per step, the steps."""
+    """A program as the explorer changes it: the window's bits, weights per step, the steps, and
+    the tail: a register, and which bits of each of its fields are added to the word's."""
 
     window: int
     lanes: int
     steps: tuple[Step, ...]
+    tail: tuple[int, int] | None = None
 
     def pruned(self) -> Genome:
         """Without steps that the word does not depend on, sources of sums in order."""
-        needed = {len(self.steps)}
+        needed = {len(self.steps), self.tail[0] if self.tail else 0}
         for place in range(len(self.steps), 0, -1):
             if place in needed:
                 needed |= set(self.steps[place - 1].sources)
@@ -87,9 +106,10 @@ class Genome:
         for place in kept:
             step = self.steps[place - 1]
             a, b = number[step.a], number.get(step.b, 0)
-            low, high = (min(a, b), max(a, b)) if step.op in TWO_SOURCES else (a, b)
+            low, high = (min(a, b), max(a, b)) if step.op in EITHER_ORDER else (a, b)
             steps.append(replace(step, a=low, b=high if step.op in TWO_SOURCES else 0))
-        return replace(self, steps=tuple(steps))
+        tail = (number[self.tail[0]], self.tail[1]) if self.tail else None
+        return replace(self, steps=tuple(steps), tail=tail)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +121,12 @@ class Space:
     shapes: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, bits: float, operand: Operand) -> Space:
-        """The space of a rate; raises DeclarationError where it is empty."""
+    def of(cls, bits: float, operand: Operand, memory: int | None = None) -> Space:
+        """The space of a rate; raises DeclarationError where it is empty.
+
+        `memory`: bits that a step's window shares with the next; by default 8, and 10 as well with
+        two weights a step.
+        """
         if not 0.5 <= bits <= 4:
             raise DeclarationError(
                 "no codes of this rate", where="bits", found=bits, allowed="0.5 to 4"
@@ -113,15 +137,18 @@ class Space:
                 "no codes to this operand", where="operand", found=operand.name, allowed=allowed
             )
         shapes = tuple(
-            (stride + memory, lanes)
-            for lanes, memories in ((4, (8,)), (2, (8, 10)))
-            for memory in memories
-            if (stride := round(bits * lanes)) == bits * lanes and stride + memory <= 20
+            (stride + each, lanes)
+            for lanes, memories in ((8, (8,)), (4, (8,)), (2, (8, 10)))
+            for each in (memories if memory is None else (memory,))
+            if (stride := round(bits * lanes)) == bits * lanes
+            and stride + each <= MOST_WINDOW
+            and lanes * FIELDS[operand].width <= 32
         )
         if not shapes:
             raise DeclarationError(
-                "no codes of this rate", where="bits", found=bits, allowed="0.5, 1, 1.5, ... 4"
-            )
+                "no codes of this rate", where="bits", found=bits,
+                allowed=f"0.5, 1, 1.5, ... 4, windows of at most {MOST_WINDOW} bits",
+            )  # fmt: skip
         return cls(bits=bits, operand=operand, shapes=shapes)
 
     def code(self, genome: Genome, sigma: float = 1.0, name: str = "found") -> Code:
@@ -132,10 +159,10 @@ class Space:
             name=name,
             planes=(Plane(window=genome.window, stride=stride),),
             lanes=genome.lanes,
-            tile=TILE,
+            tile=(8, RING // 8 * genome.lanes),
             operand=self.operand,
             program=Program(
-                instructions=_instructions(genome.steps, fields.mask),
+                instructions=_instructions(genome, fields),
                 outputs=tuple(("word", first + fields.width * i) for i in range(genome.lanes)),
             ),
             sigma=sigma,
@@ -148,17 +175,26 @@ class Space:
         steps = [_step(random, place, window) for place in range(count)]
         place = int(random.integers(count))
         steps[place] = _step(random, place, window, "multiply")
-        return Genome(window, lanes, tuple(steps)).pruned()
+        genome = Genome(window, lanes, tuple(steps))
+        tailed = self.room and random.random() < TAILED
+        return (_tailed(random, genome, self.room) if tailed else genome).pruned()
 
     def changed(self, random: np.random.Generator, genome: Genome) -> Genome:
         """A genome one move away, or a few."""
         for _ in range(int(random.geometric(0.6))):
-            genome = _moved(random, genome)
+            genome = _moved(random, genome, self.room)
         return genome.pruned()
 
+    @property
+    def room(self) -> int:
+        """The most that a tail may add to a field."""
+        return FIELDS[self.operand].room
 
-def _instructions(steps: tuple[Step, ...], mask: int | None) -> tuple[Instruction, ...]:
+
+def _instructions(genome: Genome, fields: Fields) -> tuple[Instruction, ...]:
     made: list[Instruction] = []
+    steps, mask = genome.steps, fields.mask
+    word = "top" if genome.tail else "word"
     for place, step in enumerate(steps, start=1):
         last = place == len(steps)
         result = "word" if last and mask is None else f"r{place}"
@@ -170,13 +206,29 @@ def _instructions(steps: tuple[Step, ...], mask: int | None) -> tuple[Instructio
             made.append(Instruction(result, "permute-bytes", (a, 0, step.constant)))
         elif step.op == "shift":
             made.append(Instruction(result, "shr", (a, step.constant)))
-        elif step.op == "xor" and last and mask is not None:
-            made.append(Instruction("word", "lop3", (a, b, mask, XOR_AND)))
+        elif step.op == "thin":
+            made.append(Instruction(result, "lop3", (a, b, step.constant, THIN)))
+        elif step.op == "xor" and last and mask is not None and not _tail_is_last(genome):
+            made.append(Instruction(word, "lop3", (a, b, mask, XOR_AND)))
         else:
             made.append(Instruction(result, step.op, (a, b)))
-    if mask is not None and made[-1].result != "word":
-        made.append(Instruction("word", "and", (_name(len(steps)), mask)))
+    if mask is not None and made[-1].result != word:
+        made.append(Instruction(word, "and", (_name(len(steps)), mask)))
+    if genome.tail:
+        register, added = genome.tail
+        made.append(Instruction("tail", "and", (_name(register), added * EVERY_BYTE)))
+        made.append(Instruction("word", "add", (word, "tail")))
     return tuple(made)
+
+
+def _tail_is_last(genome: Genome) -> bool:
+    return genome.tail is not None and genome.tail[0] == len(genome.steps)
+
+
+def _tailed(random: np.random.Generator, genome: Genome, room: int) -> Genome:
+    """The genome with another tail: one to four bits of any register."""
+    register = int(random.integers(len(genome.steps) + 1))
+    return replace(genome, tail=(register, int(random.integers(1, room + 1))))
 
 
 def _name(register: int) -> str:
@@ -199,12 +251,17 @@ def _constants(random: np.random.Generator, op: str, window: int) -> tuple[int, 
     if op == "permute":
         places = random.integers(0, -(-window // 8), 4)
         return sum(int(place) << (4 * i) for i, place in enumerate(places)), 0
+    if op == "thin":
+        return int(random.integers(256)) * EVERY_BYTE, 0
     return (int(random.integers(1, window)), 0) if op == "shift" else (0, 0)
 
 
-def _moved(random: np.random.Generator, genome: Genome) -> Genome:
-    """One constant, one source, one step more or one less."""
-    steps, move = list(genome.steps), random.random()
+def _moved(random: np.random.Generator, genome: Genome, room: int) -> Genome:
+    """One constant, one source, the tail, one step more or one less."""
+    if room and random.random() < 0.1:
+        tailed = genome.tail is None or random.random() < 0.7
+        return _tailed(random, genome, room) if tailed else replace(genome, tail=None)
+    steps, move, tail = list(genome.steps), random.random(), genome.tail
     place = int(random.integers(len(steps)))
     step = steps[place]
     if move < 0.7:
@@ -219,13 +276,15 @@ def _moved(random: np.random.Generator, genome: Genome) -> Genome:
         ]
         steps = [*steps[:place], _step(random, place, genome.window), *later]
         steps[place + 1] = replace(steps[place + 1], a=place + 1)
+        tail = (tail[0] + (tail[0] >= place + 1), tail[1]) if tail else None
     elif len(steps) > 1:
         del steps[place]
         steps = [
             replace(s, a=s.a - (s.a > place), b=s.b - (s.b > place)) if i >= place else s
             for i, s in enumerate(steps)
         ]
-    return replace(genome, steps=tuple(steps))
+        tail = (tail[0] - (tail[0] > place), tail[1]) if tail else None
+    return replace(genome, steps=tuple(steps), tail=tail)
 
 
 def _changed_constant(random: np.random.Generator, step: Step, window: int) -> Step:

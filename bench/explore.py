@@ -1,0 +1,70 @@
+"""The explorer's committed runs: codes that a search of so many minutes finds from seed 0.
+
+`python bench/explore.py [--json] [--only 2-e4m3 ...] [--jobs N]`. A run is `unspool explore`; its
+rows go to results/explore-BITS-OPERAND-TARGET.json, its log of all scored codes is thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from timing import HERE, facts, parser, write
+
+RUNS = (
+    # bits, operand, target, minutes
+    (2, "e4m3", "sm90", 20),
+    (2, "e2m1", "sm120", 15),
+    (1.5, "e2m1", "sm120", 12),
+    (3, "e4m3", "sm90", 20),
+    (1, "e2m1", "sm120", 8),
+    (2.5, "e4m3", "sm90", 12),
+    (4, "e4m3", "sm90", 12),
+    (3.5, "e4m3", "sm90", 12),
+)
+
+
+def command(bits: float, operand: str, target: str, minutes: float) -> list[str]:
+    """The command line of a run."""
+    return ["unspool", "explore", "--bits", f"{bits:g}", "--operand", operand, "--target", target,
+            "--minutes", f"{minutes:g}", "--seed", "0", "--json"]  # fmt: skip
+
+
+def explored(words: list[str]) -> dict[str, Any]:
+    """What the command prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words, "-q"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    for row in found["rows"]:
+        if not row["found"]:
+            row["code"] = None  # it stands in explore/published.py
+    return found
+
+
+def main() -> None:
+    """Prints the fronts; with --json writes each to its file."""
+    options = parser(__doc__, "explore")
+    options.add_argument("--jobs", type=int, help="processes; default: one per core")
+    options.add_argument("--minutes", type=float, help="for every run, instead of its own")
+    chosen = options.parse_args()
+    for bits, operand, target, minutes in RUNS:
+        name = f"{bits:g}-{operand}-{target}"
+        if chosen.only and not any(part in name for part in chosen.only):
+            continue
+        words = command(bits, operand, target, chosen.minutes or minutes)
+        about = facts()
+        found = explored([*words, *(["--jobs", str(chosen.jobs)] if chosen.jobs else [])])
+        rows = found.pop("rows")
+        status = "compiled and counted, not run on a GPU"
+        path = HERE / "results" / f"explore-{name}.json" if chosen.json else None
+        write(path, {**about, "command": " ".join(words), "status": status, **found}, rows)
+        for row in rows:
+            if row["found"]:
+                print(name, f"{row['mse']:.5f} at {row['total']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
