@@ -44,6 +44,10 @@ WORD = 1 << 32
 RING = 64
 """Steps of a ring. With 32, walks through 256 nodes lose 0.5 % more to having to close."""
 
+MOST_COLUMNS = 32
+"""Columns of a tile. The four rings that a GPU's threads decode at a time are a step of a kernel;
+wider ones leave a stage of memory with one step, and operands without a second buffer."""
+
 THIN = 0xE0
 """lop3 truth table of a & (b | c)."""
 
@@ -159,7 +163,7 @@ class Space:
             name=name,
             planes=(Plane(window=genome.window, stride=stride),),
             lanes=genome.lanes,
-            tile=(8, RING // 8 * genome.lanes),
+            tile=(8, min(RING // 8 * genome.lanes, MOST_COLUMNS)),
             operand=self.operand,
             program=Program(
                 instructions=_instructions(genome, fields),
