@@ -5,10 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unspool.decode.interpret import state_values
+from unspool.decode.interpret import state_values, tabulate
+from unspool.decode.lower import lowerings
+from unspool.decode.lowering import reorder, run
+from unspool.decode.machine import MACHINES, Slot
 from unspool.errors import DeclarationError
 from unspool.explore.space import FIELDS, Genome, Space, Step
+from unspool.pack.proof import expected, rings, wrong
 from unspool.spec.operand import E2M1, E4M3, OPERANDS
+
+PRODUCT = Step("multiply", 0, constant=0x97E6B60B, addend=5)
 
 
 @pytest.mark.parametrize("operand", FIELDS, ids=str)
@@ -36,6 +42,42 @@ def test_e4m3_fields_are_never_nan_whatever_the_program():
     space = Space.of(2, E4M3)
     everything = Genome(16, 4, (Step("multiply", 0, constant=0xFFFFFFFF, addend=0xFFFFFFFF),))
     assert np.abs(state_values(space.code(everything))).max() <= 0.5
+    tailed = Genome(16, 4, everything.steps, tail=(1, FIELDS[E4M3].room))
+    assert np.isfinite(state_values(space.code(tailed))).all()
+
+
+def test_a_tail_adds_bits_of_a_register_to_every_field():
+    space = Space.of(2, E4M3)
+    plain, tailed = (space.code(Genome(16, 4, (PRODUCT,), tail)) for tail in (None, (0, 6)))
+    window = np.arange(1 << 16)
+    lanes = tabulate(plain) + (window[:, None] >> np.array([0, 8, 16, 24]) & 6)
+    assert (tabulate(tailed) == lanes).all()
+
+
+def test_a_thinned_bit_is_one_where_it_is_in_both():
+    steps = (PRODUCT, Step("thin", 1, 0, constant=0xF0F0F0F0))
+    product, thinned = (Space.of(1, E2M1).code(Genome(16, 8, steps[:n])) for n in (1, 2))
+    window = np.arange(1 << 16)
+    kept = (window | 0xF0F0F0F0)[:, None] >> 4 * np.arange(8) & 15
+    assert (tabulate(thinned) == tabulate(product) & kept).all()
+
+
+def test_bytes_are_masked_before_they_are_permuted_where_nothing_else_reads_them():
+    alone = Genome(16, 4, (PRODUCT, Step("permute", 0, constant=0x0110), Step("add", 1, 1)), (2, 6))
+    shared = Genome(
+        16, 4, (PRODUCT, Step("permute", 0, constant=0x0110), Step("xor", 1, 2)), (2, 6)
+    )
+    names = []
+    for genome in (alone, shared):
+        code = Space.of(2, E4M3).code(genome)
+        words = rings(code)
+        want = expected(code, words, {})
+        found = lowerings(code, Slot(E4M3), MACHINES["sm90"])
+        assert {each.name for each in found} == {"steps", "masked-steps"}
+        for each in found:
+            assert wrong(each, run(each, reorder(each, words)), want) == 0
+        names.append(found[0].name)
+    assert names == ["masked-steps", "steps"]
 
 
 @pytest.mark.parametrize(

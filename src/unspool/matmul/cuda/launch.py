@@ -27,9 +27,13 @@ USUAL_TOKENS = 16
 """What a GPU's number of blocks is made for: it must not depend on m."""
 
 NARROW_COLUMNS = 32
-"""The same where registers are short: where sums are held twice, as they are and added up in FP32;
-for binary16, whose operands take twice as many; for tables of a row's or tile's own, and for
-look-ups. 2 to 15 spills at 64."""
+"""The same where more registers are needed: for tables of a row's or tile's own, for look-ups and
+for conversions to binary16. 2 to 15 spills at 64."""
+
+SUM_REGISTERS = 160
+"""What a tile's sums and a step's operand A may take of a thread's 255: with 192, 2 to 15 spills.
+Sums are two per column, and twice that where they are held as they are and added up in FP32; a
+slice takes 16, so binary16 twice those of bytes, and tiles of 32 columns twice those of 16."""
 
 
 class Arguments(ctypes.Structure):
@@ -110,9 +114,12 @@ class Plan:
 def tokens_of(made: Recipe, m: int) -> int:
     """Tokens of a tile: as few as hold m, in eights (sixteens of columns for tcgen05)."""
     held_twice = made.scales == SUMS or (made.loop == "wgmma" and made.terms > 1)
-    lowering = made.geometry.lowering
-    short = held_twice or made.kind == "f16" or lowering.levels or lowering.table
-    most = NARROW_COLUMNS if short else TILE_COLUMNS
+    geometry = made.geometry
+    more = geometry.lowering.levels or geometry.lowering.table or made.kind == "f16"
+    most = min(
+        NARROW_COLUMNS if more else TILE_COLUMNS,
+        (SUM_REGISTERS - 16 * geometry.slices) // (4 if held_twice else 2),
+    )
     least = 16 if made.loop == "tcgen05" and made.terms % 2 else 8
     wanted = max(least, 8 * -(-m // 8))
     tokens = least

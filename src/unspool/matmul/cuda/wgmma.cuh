@@ -65,8 +65,10 @@ UNSPOOL_DEVICE void use_stage(
             fill_levels(mine.tables, a, expert, row_block,
                         (stage_number * steps + step) / level_steps, place.ring);
         word words[step_words];
-        load_words(stage + 4 * threads * step_words * step, place.thread, words);
+        const char* stored = stage + 4 * threads * step_words * step;
+        if (operand_sets == 2) load_words(stored, place.thread, words);
         wgmma_wait<operand_sets - 1>();  // the step that had this set is done
+        if (operand_sets == 1) load_words(stored, place.thread, words);  // before it, 2 to 4 spills
         if (step == operand_sets - 1 && previous) barrier_arrive(previous);
         Weights& weights = mine.weights[step % operand_sets];
         decode_step(words, mine.tables, weights);
