@@ -13,23 +13,28 @@ from typing import Any
 
 from timing import HERE, facts, parser, write
 
-RUNS = (
-    # bits, operand, target, minutes
-    (2, "e4m3", "sm90", 20),
-    (2, "e2m1", "sm120", 15),
-    (1.5, "e2m1", "sm120", 12),
-    (3, "e4m3", "sm90", 20),
-    (1, "e2m1", "sm120", 8),
-    (2.5, "e4m3", "sm90", 12),
-    (4, "e4m3", "sm90", 12),
-    (3.5, "e4m3", "sm90", 12),
+RUNS: tuple[tuple[float, str, str, float, int | None], ...] = (
+    # bits, operand, target, minutes, memory
+    (2, "e4m3", "sm90", 20, None),
+    (2, "e2m1", "sm120", 10, None),
+    (1.5, "e2m1", "sm120", 10, None),
+    (1, "e2m1", "sm120", 6, None),
+    (2.5, "e4m3", "sm90", 10, 10),
+    (3, "e4m3", "sm90", 16, None),
+    (2, "e4m3", "sm90", 10, 12),
+    (4, "e4m3", "sm90", 10, None),
+    (3.5, "e4m3", "sm90", 10, None),
+    (3, "e2m3", "sm120", 8, None),
 )
 
 
-def command(bits: float, operand: str, target: str, minutes: float) -> list[str]:
+def command(
+    bits: float, operand: str, target: str, minutes: float, memory: int | None
+) -> list[str]:
     """The command line of a run."""
-    return ["unspool", "explore", "--bits", f"{bits:g}", "--operand", operand, "--target", target,
-            "--minutes", f"{minutes:g}", "--seed", "0", "--json"]  # fmt: skip
+    words = ["unspool", "explore", "--bits", f"{bits:g}", "--operand", operand, "--target", target,
+             "--minutes", f"{minutes:g}", "--seed", "0", "--json"]  # fmt: skip
+    return [*words, *(["--memory", str(memory)] if memory else [])]
 
 
 def explored(words: list[str]) -> dict[str, Any]:
@@ -50,11 +55,11 @@ def main() -> None:
     options.add_argument("--jobs", type=int, help="processes; default: one per core")
     options.add_argument("--minutes", type=float, help="for every run, instead of its own")
     chosen = options.parse_args()
-    for bits, operand, target, minutes in RUNS:
-        name = f"{bits:g}-{operand}-{target}"
+    for bits, operand, target, minutes, memory in RUNS:
+        name = f"{bits:g}-{operand}-{target}" + (f"-memory-{memory}" if memory else "")
         if chosen.only and not any(part in name for part in chosen.only):
             continue
-        words = command(bits, operand, target, chosen.minutes or minutes)
+        words = command(bits, operand, target, chosen.minutes or minutes, memory)
         about = facts()
         found = explored([*words, *(["--jobs", str(chosen.jobs)] if chosen.jobs else [])])
         rows = found.pop("rows")
