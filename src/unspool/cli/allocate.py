@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unspool.explore.allocate import Group
     from unspool.explore.plans import Allocation
 
-TOKENS = 8192
+TOKENS = 16384
 """Calibration tokens by default: a loss is measured some ten times per group of layers."""
 
 COLUMNS = ("layers", "format", "bytes")
