@@ -38,7 +38,7 @@ STEPS: Mapping[str, float] = {
 TWO_SOURCES = ("xor", "add", "thin")
 EITHER_ORDER = ("xor", "add")
 MOST_STEPS = 6
-MOST_WINDOW, FEWEST_MEMORY = 20, 4
+MOST_WINDOW = 20
 WORD = 1 << 32
 
 RING = 64
@@ -129,8 +129,8 @@ class Space:
     def of(cls, bits: float, operand: Operand, memory: int | None = None) -> Space:
         """The space of a rate; raises DeclarationError where it is empty.
 
-        `memory`: bits that a step's window shares with the next; by default 8 or as many as fit,
-        and 10 as well with two weights a step.
+        `memory`: bits that a step's window shares with the next; by default 8, and 10 as well with
+        two weights a step.
         """
         if not 0.5 <= bits <= 4:
             raise DeclarationError(
@@ -146,9 +146,8 @@ class Space:
             for lanes, memories in ((8, (8,)), (4, (8,)), (2, (8, 10)))
             if (stride := round(bits * lanes)) == bits * lanes
             and lanes * FIELDS[operand].width <= 32
-            for most in (MOST_WINDOW - stride,)
-            for each in ((min(m, most) for m in memories) if memory is None else (memory,))
-            if FEWEST_MEMORY <= each <= most
+            for each in (memories if memory is None else (memory,))
+            if stride + each <= MOST_WINDOW
         )
         if not shapes:
             raise DeclarationError(
