@@ -13,6 +13,7 @@ from unspool.encode.encode import encode
 from unspool.errors import DeclarationError
 from unspool.explore.explorer import Settings
 from unspool.explore.front import Found
+from unspool.explore.moves import drawn
 from unspool.explore.report import as_format, found_rows
 from unspool.explore.score import Sample, distortion, fitted
 from unspool.explore.space import Space
@@ -31,7 +32,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     space, random = Space.of(2, E4M3), np.random.default_rng(11)
     error, sample = 1.0, Sample(weights=1024, seed=0)
     while error > 0.1:
-        genome = space.draw(random)
+        genome = drawn(space, random)
         if genome.lanes == 4 and len(genome.steps) > 1:
             code = fitted(space.code(genome))
             error = distortion(code, sample)

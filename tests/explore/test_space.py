@@ -10,6 +10,7 @@ from unspool.decode.lower import lowerings
 from unspool.decode.lowering import reorder, run
 from unspool.decode.machine import MACHINES, Slot
 from unspool.errors import DeclarationError
+from unspool.explore.moves import changed, drawn
 from unspool.explore.space import FIELDS, Genome, Space, Step
 from unspool.pack.proof import expected, rings, wrong
 from unspool.spec.operand import E2M1, E4M3, OPERANDS
@@ -21,9 +22,9 @@ PRODUCT = Step("multiply", 0, constant=0x97E6B60B, addend=5)
 @pytest.mark.parametrize("bits", [1, 1.5, 2, 3])
 def test_all_that_is_drawn_or_changed_is_a_code_of_finite_values(operand, bits):
     space, random = Space.of(bits, operand), np.random.default_rng(3)
-    genome = space.draw(random)
+    genome = drawn(space, random)
     for _ in range(12):
-        genome = space.changed(random, genome if random.random() < 0.7 else space.draw(random))
+        genome = changed(space, random, genome if random.random() < 0.7 else drawn(space, random))
         code = space.code(genome)
         assert code.bits_per_weight == bits
         if code.state_bits <= 16:

@@ -26,6 +26,7 @@ from unspool.decode.machine import machine
 from unspool.errors import DeclarationError, UnspoolError
 from unspool.explore.front import Found, Front, front
 from unspool.explore.lines import read
+from unspool.explore.moves import changed, drawn
 from unspool.explore.score import (
     FINAL,
     RACE,
@@ -44,8 +45,8 @@ FRESH = 0.25
 """Share of a generation that is drawn and not changed from a parent."""
 
 NEAR, NEARER = 1.01, 1.0
-"""How far above the front of its cost a code may be after the screen, after the race. A last measure
-costs as much as 32 screens."""
+"""How far above the front of its cost a code may be after the screen, after the race. The last
+measure takes as long as 32 screens."""
 
 DONE = "generation done"
 
@@ -121,9 +122,10 @@ def generation(space: Space, seed: int, state: State) -> list[Genome]:
     made = []
     for _ in range(BATCH):
         if not parents or random.random() < FRESH:
-            made.append(space.draw(random))
+            made.append(drawn(space, random))
         else:
-            made.append(space.changed(random, parents[int(random.integers(len(parents)))].genome))
+            parent = parents[int(random.integers(len(parents)))]
+            made.append(changed(space, random, parent.genome))
     return list(dict.fromkeys(made))
 
 

@@ -1,7 +1,7 @@
 """The space of codes that the explorer walks through: short programs over one window of bits.
 
     register 0     the window
-    register i     what step i does to earlier registers, see STEPS
+    register i     what step i does to earlier registers, see Step
     word           the last register, all bits cleared that its fields must not have; with a tail
                    some bits of another register are added to every field: values near zero and
                    far out become what they are in a Gaussian, where a uniform field's are not
@@ -16,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from unspool.decode.lower_steps import EVERY_BYTE
 from unspool.errors import DeclarationError
 from unspool.spec.catalog.multiply import E2M3_MASK, E4M3_MASK, XOR_AND
@@ -25,21 +23,9 @@ from unspool.spec.code import Code, Plane
 from unspool.spec.operand import E2M1, E2M3, E4M3, Operand
 from unspool.spec.program import STATE, Instruction, Program
 
-STEPS: Mapping[str, float] = {
-    "multiply": 0.4,  # a * constant + addend, one instruction
-    "permute": 0.2,  # the bytes of a that the selector `constant` names
-    "xor": 0.2,  # a ^ b
-    "add": 0.05,  # a + b
-    "shift": 0.1,  # a >> constant
-    "thin": 0.05,  # a & (b | constant), one instruction: bits that are rarely one
-}
-"""What a step may be, and how often it is drawn."""
-
 TWO_SOURCES = ("xor", "add", "thin")
 EITHER_ORDER = ("xor", "add")
-MOST_STEPS = 6
 MOST_WINDOW = 20
-WORD = 1 << 32
 
 RING = 64
 """Steps of a ring. With 32, walks through 256 nodes lose 0.5 % more to having to close."""
@@ -50,9 +36,6 @@ wider ones leave a stage of memory with one step, and operands without a second 
 
 THIN = 0xE0
 """lop3 truth table of a & (b | c)."""
-
-TAILED = 0.3
-"""Share of drawn genomes that have a tail where the operand has room for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +58,14 @@ FIELDS: Mapping[Operand, Fields] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step; `b` and the constants count where the operation has them."""
+    """One step of a machine instruction; `b` and the constants count where its operation has them.
+
+    multiply    a * constant + addend
+    permute     the bytes of a that the selector `constant` names
+    shift       a >> constant
+    xor, add    a ^ b, a + b
+    thin        a & (b | constant): bits that are rarely one
+    """
 
     op: str
     a: int
@@ -173,26 +163,9 @@ class Space:
             sigma=sigma,
         )
 
-    def draw(self, random: np.random.Generator) -> Genome:
-        """A random genome: most have two or three steps, one of them a multiplication."""
-        window, lanes = self.shapes[int(random.integers(len(self.shapes)))]
-        count = int(min(MOST_STEPS, 1 + random.geometric(0.45)))
-        steps = [_step(random, place, window) for place in range(count)]
-        place = int(random.integers(count))
-        steps[place] = _step(random, place, window, "multiply")
-        genome = Genome(window, lanes, tuple(steps))
-        tailed = self.room and random.random() < TAILED
-        return (_tailed(random, genome, self.room) if tailed else genome).pruned()
-
-    def changed(self, random: np.random.Generator, genome: Genome) -> Genome:
-        """A genome one move away, or a few."""
-        for _ in range(int(random.geometric(0.6))):
-            genome = _moved(random, genome, self.room)
-        return genome.pruned()
-
     @property
     def room(self) -> int:
-        """The most that a tail may add to a field."""
+        """The most that a tail may add to a field; 0 where there is none."""
         return FIELDS[self.operand].room
 
 
@@ -230,74 +203,5 @@ def _tail_is_last(genome: Genome) -> bool:
     return genome.tail is not None and genome.tail[0] == len(genome.steps)
 
 
-def _tailed(random: np.random.Generator, genome: Genome, room: int) -> Genome:
-    """The genome with another tail: one to four bits of any register."""
-    register = int(random.integers(len(genome.steps) + 1))
-    return replace(genome, tail=(register, int(random.integers(1, room + 1))))
-
-
 def _name(register: int) -> str:
     return f"r{register}" if register else STATE
-
-
-def _step(random: np.random.Generator, place: int, window: int, op: str | None = None) -> Step:
-    """A random step that may read the registers 0 to `place`, the latest most often."""
-    op = op or str(random.choice(list(STEPS), p=list(STEPS.values())))
-    a = place if random.random() < 0.7 else int(random.integers(place + 1))
-    b = int(random.integers(place + 1))
-    constant, addend = _constants(random, op, window)
-    return Step(op, a, b if op in TWO_SOURCES else 0, constant, addend)
-
-
-def _constants(random: np.random.Generator, op: str, window: int) -> tuple[int, int]:
-    if op == "multiply":
-        constant, addend = (int(each) for each in random.integers(0, WORD, 2))
-        return constant | 1, addend
-    if op == "permute":
-        places = random.integers(0, -(-window // 8), 4)
-        return sum(int(place) << (4 * i) for i, place in enumerate(places)), 0
-    if op == "thin":
-        return int(random.integers(256)) * EVERY_BYTE, 0
-    return (int(random.integers(1, window)), 0) if op == "shift" else (0, 0)
-
-
-def _moved(random: np.random.Generator, genome: Genome, room: int) -> Genome:
-    """One constant, one source, the tail, one step more or one less."""
-    if room and random.random() < 0.1:
-        tailed = genome.tail is None or random.random() < 0.7
-        return _tailed(random, genome, room) if tailed else replace(genome, tail=None)
-    steps, move, tail = list(genome.steps), random.random(), genome.tail
-    place = int(random.integers(len(steps)))
-    step = steps[place]
-    if move < 0.7:
-        steps[place] = _changed_constant(random, step, genome.window)
-    elif move < 0.8:
-        fresh = _step(random, place, genome.window, step.op)
-        steps[place] = replace(step, a=fresh.a, b=fresh.b)
-    elif move < 0.9 and len(steps) < MOST_STEPS:
-        later = [
-            replace(s, a=s.a + (s.a >= place + 1), b=s.b + (s.b >= place + 1))
-            for s in steps[place:]
-        ]
-        steps = [*steps[:place], _step(random, place, genome.window), *later]
-        steps[place + 1] = replace(steps[place + 1], a=place + 1)
-        tail = (tail[0] + (tail[0] >= place + 1), tail[1]) if tail else None
-    elif len(steps) > 1:
-        del steps[place]
-        steps = [
-            replace(s, a=s.a - (s.a > place), b=s.b - (s.b > place)) if i >= place else s
-            for i, s in enumerate(steps)
-        ]
-        tail = (tail[0] - (tail[0] > place), tail[1]) if tail else None
-    return replace(genome, steps=tuple(steps), tail=tail)
-
-
-def _changed_constant(random: np.random.Generator, step: Step, window: int) -> Step:
-    """New constants, or a bit or two of the old ones turned."""
-    constant, addend = _constants(random, step.op, window)
-    if step.op != "multiply" or random.random() < 0.3:
-        return replace(step, constant=constant, addend=addend)
-    turned = sum({1 << int(bit) for bit in random.integers(1, 32, random.integers(1, 3))})
-    if random.random() < 0.5:
-        return replace(step, addend=step.addend ^ turned)
-    return replace(step, constant=step.constant ^ turned)
