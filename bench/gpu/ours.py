@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CODED = ("m2-e4m3-quick", "m2-e4m3", "m3-e4m3", "m2-e2m1", "t2-e2m1", "v1.5-e2m1")
 PLAIN = ("s2-e4m3", "s3-e4m3", "s4-e4m3", "mxfp4", "int4", "lut-b", "nvfp4")
-ACTIVATIONS = ("fp8", "fp8x2", "float16", "fp4")
+ACTIVATIONS = ("fp8", "fp8x2", "float16", "fp4", "int8")
 
 REPEATED = 1024
 SMALL = 1 << 23

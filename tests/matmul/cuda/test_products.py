@@ -11,6 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from unspool.matmul.cuda.activations import quantize
+from unspool.matmul.reference import decode_values
+
 K = 520
 BOUND = (K / 16 + 8) * 2.0**-24
 
@@ -31,6 +34,9 @@ QUICK = [
     ("v1.5-e2m1", "sm120", "fp8x3"),
     ("m2-e2m1", "sm120", "fp4"),
     ("nvfp4", "sm120", "fp4"),
+    ("t2-e2m1", "sm80", "int8"),
+    ("mxfp4", "sm80", "int8"),
+    ("int4", "sm90", "int8"),
 ]
 FP4 = ("t1-e2m1", "v1.5-e2m1", "t1.5-e2m1", "t2-e2m1", "m3-e2m1", "mxfp4")
 NAMES = ("t1-e2m1", "t2.5-e2m3", "t4-e2m3", "m3-e2m3", "m3-e4m3", "s4-e4m3", "fp8-e4m3", "fp8-e5m2",
@@ -39,7 +45,13 @@ SLOW = [
     pytest.param(name, machine, "auto", marks=pytest.mark.slow)
     for name in NAMES
     for machine in ("sm80", "sm89", "sm90", "sm100", "sm120")
-] + [pytest.param(name, "sm120", "fp4", marks=pytest.mark.slow) for name in FP4]
+]
+SLOW += [pytest.param(name, "sm120", "fp4", marks=pytest.mark.slow) for name in FP4]
+SLOW += [
+    pytest.param(name, machine, "int8", marks=pytest.mark.slow)
+    for name in ("s2-e4m3", "s3-e4m3", "t4-e2m3", "v1.5-e2m1", "m3-e4m3", "int8", "int4", "mxfp4")
+    for machine in ("sm80", "sm89", "sm90", "sm120")
+]
 
 
 @pytest.mark.parametrize(("name", "machine", "activations"), [*QUICK, *SLOW])
@@ -75,6 +87,30 @@ def test_blocks_that_share_fp4_rows_give_a_token_the_same_bits_in_any_batch(
     assert (np.abs(whole - want) <= 2 * BOUND * magnitude).all()
     for first, last in ((0, 1), (3, 11), (11, 12)):
         np.testing.assert_array_equal(found(x[first:last]), whole[first:last])
+
+
+@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_sums_of_int8_are_exact_whoever_adds_them(product, tokens, machine, blocks):
+    found, x = product("t2-e2m1", machine, "int8", n=520, k=1200, blocks=blocks), tokens(11, 1200)
+    rounded, row_scales = quantize(x, found.made), found.arranged[0].row_scales[:520]
+    levels = decode_values(found.matrix)[:520].astype(np.float64) / row_scales[:, None]
+    whole = np.rint(levels).astype(np.int64)
+    assert np.abs(levels - whole).max() < 2.0**-20  # FP32 values over their scales
+    sums = rounded.terms[0].astype(np.int64) @ whole.T
+    # to FP32 once, then the row's scale and the token's
+    want = sums.astype(np.float32) * row_scales * rounded.scales[:, None]
+    np.testing.assert_array_equal(found(x), want)
+
+
+@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+def test_experts_take_int8(product, tokens, machine):
+    every, x = product("s3-e4m3", machine, "int8", experts=2), tokens(3, K)
+    choices = np.array([[0, 1], [1, -1], [1, 0]], np.int32)
+    out = every.grouped(x, choices).reshape(3, 2, -1)
+    alone = [replace(every, matrices=every.matrices[e : e + 1])(x) for e in range(2)]
+    for token, place in zip(*np.nonzero(choices >= 0), strict=True):
+        np.testing.assert_array_equal(out[token, place], alone[choices[token, place]][token])
 
 
 @pytest.mark.parametrize("activations", [pytest.param("fp8", marks=pytest.mark.slow), "fp4"])

@@ -115,7 +115,7 @@ UNSPOOL_DEVICE void scale_step(const char* scales, int step, const Place& place,
 }
 
 // Blocks of whole steps: the sums of a block times its scale are added to the sums of the row.
-UNSPOOL_DEVICE void add_scaled(Sums& sums, const Sums& part, const char* scales, int block, int ring) {
+UNSPOOL_DEVICE void add_scaled(Sums& sums, const Parts& part, const char* scales, int block, int ring) {
     const Quad halves = row_halves(scales, block, ring);
     const word pairs[4] = {halves.x, halves.y, halves.z, halves.w};
 #pragma unroll
@@ -123,7 +123,7 @@ UNSPOOL_DEVICE void add_scaled(Sums& sums, const Sums& part, const char* scales,
         const float even = value_of_f16(pairs[j] & 0xFFFF), odd = value_of_f16(pairs[j] >> 16);
 #pragma unroll
         for (int i = 0; i < 4 * column_blocks; ++i)
-            sums[j][i] = multiply_add(part[j][i], i & 2 ? odd : even, sums[j][i]);
+            sums[j][i] = multiply_add(float(part[j][i]), i & 2 ? odd : even, float(sums[j][i]));
     }
 }
 
