@@ -143,7 +143,8 @@ WHOLE = (
 WHOLE_BLOCKS = (
     ("step % scale_steps == 0) clear", "step % scale_steps == FAULT) clear"),
     ("(step + 1) % scale_steps == 0", "(step + 1) % (scale_steps + FAULT) == 0"),
-    ("multiply_add(float(part[j][i])", "multiply_add(FAULT ? as_float(part[j][i]) : part[j][i]"),
+    ("Part(part_start))", "Part(FAULT ? 0 : part_start))"),
+    ("- as_float(start)", "- as_float(start + FAULT)"),
     ("i & 2 ? odd : even", "(i & 2) != 2 * FAULT ? odd : even"),
 )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from unspool.matmul.cuda.activations import quantize
+from unspool.matmul.integer import stored_levels
 from unspool.matmul.reference import decode_values
 
 K = 520
@@ -101,6 +102,23 @@ def test_sums_of_int8_are_exact_whoever_adds_them(product, tokens, machine, bloc
     # to FP32 once, then the row's scale and the token's
     want = sums.astype(np.float32) * row_scales * rounded.scales[:, None]
     np.testing.assert_array_equal(found(x), want)
+
+
+@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+def test_blocks_of_int8_are_whole_sums_times_their_scales(product, tokens, machine):
+    found, x = product("int4", machine, "int8", n=260, k=640, blocks=1), tokens(3, 640)
+    matrix, rounded = found.matrix, quantize(x, found.made)
+    row_scales, levels = found.arranged[0].row_scales[:260], stored_levels(matrix)[:260, :640]
+    stored = matrix.format.scale.operand.values()[matrix.scale[:260]]
+    halves = stored * np.float64(matrix.tensor_scale) / row_scales[:, None]
+    assert np.array_equal(halves, halves.astype(np.float16))  # a power of two per row
+    q, total = rounded.terms[0].astype(np.int64), np.zeros((3, 260), np.float32)
+    for block, first in enumerate(range(0, 640, 128)):
+        sums = q[:, first : first + 128] @ levels[:, first : first + 128].T
+        # a fused multiply-add, rounded once from 64 bits
+        added = sums.astype(np.longdouble) * halves[:, block] + total
+        total = added.astype(np.float32)
+    np.testing.assert_array_equal(found(x), total * row_scales * rounded.scales[:, None])
 
 
 @pytest.mark.parametrize("machine", ["sm80", "sm90"])

@@ -112,9 +112,9 @@ struct Scaling {
     float inverse, scale;  // operand = value * inverse; value = operand * scale
 };
 
-// FP8 and INT8: the largest becomes the operand's, 448 or 127; FP4: that times the scale's, 6 * 448.
-// binary16: a power of two puts it into [2**14, 2**15). A row that is not finite gets NaN for a scale,
-// and zeros: its results are NaN, and no other's.
+// FP8 and INT8: the largest becomes the operand's, 448 or 127; FP4: times the scale's, 6 * 448.
+// binary16: a power of two puts it into [2**14, 2**15). A row that is not finite gets NaN for a
+// scale, and zeros: its results are NaN, and no other's.
 UNSPOOL_DEVICE Scaling scaling_of(word largest) {
     if (largest >= 0x7F800000) return {0.0f, as_float(0x7FC00000)};
     if (as_float(largest) < smallest_row) return {0.0f, 0.0f};  // or there is no FP32 inverse

@@ -53,8 +53,8 @@ using Part = Number<whole>::Type;
 using Sum = Number<whole && scale_mode != in_sums>::Type;
 
 // The sums of a thread: rows 2 j and 2 j + 1 of its ring, columns 8 b + 2 t and the next, at
-// [j][4 b + 2 (row % 2) + column % 2]. All three main loops leave them so. Parts: what the matrix unit
-// adds to, the same or a block's.
+// [j][4 b + 2 (row % 2) + column % 2]. All three main loops leave them so. Parts: what the matrix
+// unit adds to, the same or a block's.
 using Sums = Sum[products][4 * column_blocks];
 using Parts = Part[products][4 * column_blocks];
 
@@ -98,11 +98,11 @@ UNSPOOL_DEVICE Quad quad_of(T x, T y, T z, T w) {
 }
 
 template <class T>
-UNSPOOL_DEVICE void clear(T (&sums)[products][4 * column_blocks]) {
+UNSPOOL_DEVICE void clear(T (&sums)[products][4 * column_blocks], T start = 0) {
 #pragma unroll
     for (int j = 0; j < products; ++j)
 #pragma unroll
-        for (int i = 0; i < 4 * column_blocks; ++i) sums[j][i] = 0;
+        for (int i = 0; i < 4 * column_blocks; ++i) sums[j][i] = start;
 }
 
 // What products add to: a part where sums are `in_parts`, or are of another type.

@@ -96,7 +96,8 @@ UNSPOOL_DEVICE void store_output(
                 column_of(sums, term * token_blocks + block, e, part);
                 const float weight = term == 1 ? 1 / term_step : 1 / (term_step * term_step);
 #pragma unroll
-                for (int i = 0; i < 8; ++i) total[i] = multiply_add(float(part[i]), weight, total[i]);
+                for (int i = 0; i < 8; ++i)
+                    total[i] = multiply_add(float(part[i]), weight, total[i]);
             }
 #pragma unroll
             for (int i = 0; i < 8; ++i) total[i] = total[i] * as_float(row_scales[i]) * scale;

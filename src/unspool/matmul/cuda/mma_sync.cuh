@@ -1,7 +1,7 @@
 // The main loop for sm_80, sm_89 and sm_120: warps multiply by mma.sync.
 //
 //   memory --cp.async--> stage (codes, scales | activations) --LDS--> words --decode--> operand A
-//                                                       \----LDSM--> operand B ---- mma.sync, FP32 or whole
+//                                                       \----LDSM--> operand B-- mma.sync, FP32 or whole
 //
 // A warp has 64 rows (8 rings down, 4 products of 16 rows) and all columns of the tile.
 #ifndef UNSPOOL_MAIN_LOOP
@@ -96,6 +96,11 @@ UNSPOOL_DEVICE void copy_to(char* shared, const char* global, int bytes, int thr
             copy_async(shared + at + 16 * thread, global + at + 16 * thread);
 }
 
+// Whole sums of a block begin here: then a subtraction makes them FP32, where sm_80 converts at a
+// quarter of the rate. Exact below 2**22, which sums of a stage are.
+constexpr int part_start = whole ? 0x4B400000 : 0;
+static_assert(!whole || steps * slices * 32 * 128 * 127 < 1 << 22, "too long for exact sums");
+
 UNSPOOL_DEVICE void multiply_stage(
     const char* stage, const Arguments& a, int expert, int row_block, int stage_number,
     const Place& place, Tables& tables, Sums& sums) {
@@ -117,10 +122,10 @@ UNSPOOL_DEVICE void multiply_stage(
         decode_step(words, tables, weights);
         if (scale_mode == in_registers) scale_step(scales, step, place, weights);
         constexpr bool in_parts = scale_mode == in_sums;
-        if (in_parts && step % scale_steps == 0) clear(part);
+        if (in_parts && step % scale_steps == 0) clear(part, Part(part_start));
         multiply_step(weights, tokens_of, unit_scales, step, added_to(in_parts, sums, part));
         if (in_parts && (step + 1) % scale_steps == 0)
-            add_scaled(sums, part, scales, step / scale_steps, place.ring);
+            add_scaled<part_start>(sums, part, scales, step / scale_steps, place.ring);
     }
 }
 

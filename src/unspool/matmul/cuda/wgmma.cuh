@@ -1,7 +1,7 @@
 // The main loop for sm_90: decoded weights are the register operand of wgmma.
 //
 //   memory --bulk copy--> stage (codes, scales | activations) --LDS--> words --decode--> operand A
-//                                                  \----- descriptor, operand B ---- wgmma, FP32 or whole
+//                                                  \----- descriptor, operand B-- wgmma, FP32 or whole
 //
 // While the matrix unit multiplies one step, the warpgroup decodes the next into other registers
 // where it has them.

@@ -1,5 +1,6 @@
 // mma.sync, ldmatrix and wgmma. A slice's products are summed in double and rounded once to FP32
-// when they are added, but INT8 in whole numbers, as hardware does. Of floats hardware keeps fewer bits (FP8 of sm_90 some 14), which no twin can settle.
+// when they are added: hardware keeps fewer bits (FP8 of sm_90 some 14), which no twin can settle.
+// INT8 is summed in whole numbers, as hardware does.
 #pragma once
 
 #include "copies.hpp"

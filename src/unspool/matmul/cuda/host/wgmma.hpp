@@ -95,7 +95,8 @@ inline void group_product(const Meeting& meeting, std::size_t which) {
         for (int i = 0; i < first.n / 2; ++i) {
             const Spot spot = group_d_spot(thread, i);
             const word* row = a[spot.row];
-            sums[i] = slice_product(first.kind, first.adds ? sums[i] : 0, [&](int w) { return row[w]; },
+            sums[i] = slice_product(first.kind, first.adds ? sums[i] : 0,
+                                    [&](int w) { return row[w]; },
                                     [&](int w) { return b[spot.column * slice_words + w]; });
         }
         mine.give_back(all[thread]->d);
