@@ -37,17 +37,8 @@ QUICK = [
     ("nvfp4", "sm120", "fp4"),
 ]
 FP4 = ("t1-e2m1", "v1.5-e2m1", "t1.5-e2m1", "t2-e2m1", "m3-e2m1", "mxfp4")
-INTEGERS = (
-    "s2-e4m3",
-    "s3-e4m3",
-    "t2-e2m1",
-    "t4-e2m3",
-    "v1.5-e2m1",
-    "m3-e4m3",
-    "int8",
-    "int4",
-    "mxfp4",
-)
+INTEGERS = ("s2-e4m3", "s3-e4m3", "t2-e2m1", "t4-e2m3", "v1.5-e2m1", "m2-e2m1", "m3-e4m3", "int8",
+            "int4", "mxfp4")  # fmt: skip
 NAMES = ("t1-e2m1", "t2.5-e2m3", "t4-e2m3", "m3-e2m3", "m3-e4m3", "s4-e4m3", "fp8-e4m3", "fp8-e5m2",
          "mxfp8", "mxfp6-e2m3", "mxfp6-e3m2", "int8", "lut3-row", "m2-e4m3", "t2-e2m1")  # fmt: skip
 SLOW = [
