@@ -235,7 +235,7 @@ class GpuMatrix(GpuWeights):
         if not len(flat):
             return x.new_empty((*x.shape[:-1], n))
         library = self.library_rows is not None and len(flat) >= self.library_rows
-        if library and not gpu_library.why_not(self.made):
+        if library and not gpu_library.why_not(self.made, self.columns):
             out = self._rotated_back(self._by_library(flat))[:, :n]
         else:
             output = x.new_empty((len(flat), self._output_rows))
