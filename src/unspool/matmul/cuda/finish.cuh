@@ -133,6 +133,7 @@ UNSPOOL_DEVICE void finish(
         fence_global();
         if (place.thread == 0) store_global<int>(a.arrivals + tile * a.row_blocks + row_block, 0);
         clear(sums);
+#pragma unroll 1  // or sums get these loads' order, in the main loop too: moves, 36 registers
         for (int block = first; block <= last; ++block) add_partial(sums, partial(block), place);
     }
     store_output(sums, a, tile, expert, row_block, place);
