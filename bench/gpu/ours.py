@@ -87,7 +87,7 @@ class CodedProduct:
         sums = rounded.sum(axis=1) @ self._values.T
         magnitude = np.abs(rounded).sum(axis=1) @ np.abs(self._values).T
         single = 4 * (x.shape[1] / 16 + 8) * 2.0**-24
-        narrow = self._made.loop == "wgmma" and self._made.kind != "f16"
+        narrow = self._made.loop == "wgmma" and self._made.kind not in ("f16", "s8")
         bound = magnitude * (_EIGHT_BIT_SUMS if narrow else single)
         return np.tile(sums, self._down), np.tile(bound, self._down)
 

@@ -98,6 +98,17 @@ def test_the_kernel_that_makes_fp4_activations_does_not_spill(tools, columns):
     assert found.spills == 0
 
 
+@pytest.mark.parametrize("columns", [4096, pytest.param(49152, marks=pytest.mark.slow)])
+def test_the_kernel_that_makes_int8_activations_does_not_spill(tools, columns):
+    made = recipe(FORMATS["t2-e2m1"], MACHINES["sm80"], "int8")
+    kernel = prepare_kernel(made, tokens=16, columns=columns, dtype="bfloat16")
+    cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
+    found = kernels(tools.disassemble(cubin), cubin)[kernel.name]
+    rounded = sum(opcode.startswith("F2I") for opcode in found.opcodes)
+    assert rounded == 4 * columns // (RUN_COLUMNS * ROTATE_WARPS)  # four columns a lane and run
+    assert found.spills == 0
+
+
 @pytest.mark.parametrize(("name", "machine"), [("mxfp4", "sm90"), *EVERY])
 def test_no_kernel_spills_and_none_is_emulated(tools, name, machine):
     for activations in TERMS:
