@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CODED = ("m2-e4m3-quick", "m2-e4m3", "m3-e4m3", "m2-e2m1", "t2-e2m1", "v1.5-e2m1")
 PLAIN = ("s2-e4m3", "s3-e4m3", "s4-e4m3", "mxfp4", "int4", "lut-b", "nvfp4")
-ACTIVATIONS = ("fp8", "fp8x2", "float16", "fp4")
+ACTIVATIONS = ("fp8", "fp8x2", "float16", "fp4", "int8")
 
 REPEATED = 1024
 SMALL = 1 << 23
@@ -87,7 +87,7 @@ class CodedProduct:
         sums = rounded.sum(axis=1) @ self._values.T
         magnitude = np.abs(rounded).sum(axis=1) @ np.abs(self._values).T
         single = 4 * (x.shape[1] / 16 + 8) * 2.0**-24
-        narrow = self._made.loop == "wgmma" and self._made.kind != "f16"
+        narrow = self._made.loop == "wgmma" and self._made.kind not in ("f16", "s8")
         bound = magnitude * (_EIGHT_BIT_SUMS if narrow else single)
         return np.tile(sums, self._down), np.tile(bound, self._down)
 

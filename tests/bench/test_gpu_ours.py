@@ -43,7 +43,8 @@ def rows():
 
 
 @pytest.mark.parametrize(
-    ("machine", "rounded"), [("sm90", "fp8"), ("sm80", "float16"), ("sm120", "fp4")]
+    ("machine", "rounded"),
+    [("sm90", "fp8"), ("sm80", "float16"), ("sm120", "fp4"), ("sm80", "int8")],
 )
 def test_every_check_of_the_run_holds_for_our_products(coded, check, rows, machine, rounded):
     product = coded(machine, rounded)

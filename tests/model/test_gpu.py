@@ -10,6 +10,7 @@ from unspool.errors import ModelError
 from unspool.matmul.cuda import simulate
 from unspool.matmul.reference import decode
 from unspool.model.gpu import GpuMatrix, upload
+from unspool.model.gpu_library import why_not
 from unspool.model.processors import SimulatedProcessor
 from unspool.pack.random import random_matrix
 from unspool.spec.catalog import FORMATS
@@ -60,6 +61,24 @@ def test_many_rows_go_through_a_library_with_the_same_result(machine):
     want = x.double() @ weight.double().T
     assert relative_error(library.multiply(x), want) < 0.001
     assert relative_error(fused.multiply(x), want) < 0.004
+
+
+def test_int8_has_the_same_bits_from_a_library_for_its_sums_are_exact():
+    fused, _ = uploaded("int8", "sm80", activations="int8", library_rows=None)
+    library, weight = uploaded("int8", "sm80", activations="int8", library_rows=1)
+    x = rows(4)
+    x[1] = 0
+    y = library.multiply(x)
+    assert torch.equal(y, fused.multiply(x))
+    assert relative_error(y, x.double() @ weight.double().T) < 0.01
+    x[2, 3] = torch.nan
+    assert torch.equal(library.multiply(x).isfinite().all(dim=1), torch.tensor([1, 1, 0, 1]).bool())
+
+
+def test_int8_of_more_columns_than_32_bits_hold_is_no_librarys():
+    made = uploaded("int8", "sm80", activations="int8")[0].made
+    assert "32 bits" in why_not(made, 1 << 17)
+    assert not why_not(made, 49152)
 
 
 @pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "lut-b"])

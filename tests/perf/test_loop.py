@@ -65,6 +65,26 @@ def test_fp4_loops_take_little_beside_decoding(tools, name):
     assert found.opcodes["OMMA"] == 32  # two column blocks: 512 weights a thread, 32 each
 
 
+@pytest.mark.parametrize(
+    ("name", "machine"),
+    [
+        ("s3-e4m3", "sm80"),
+        *(
+            pytest.param(name, machine, marks=pytest.mark.slow)
+            for name in ("t2-e2m1", "t3-e2m3", "v1.5-e2m1")
+            for machine in ("sm80", "sm89", "sm90")
+        ),
+    ],
+)
+def test_int8_loops_take_little_beside_decoding(tools, name, machine):
+    found = count_loop(recipe(FORMATS[name], MACHINES[machine], "int8"), 16, tools)
+    assert 0 < found.beside <= MOST_BESIDE, f"{found.total} with decoding at {found.decode}"
+    assert (found.spills, found.traps) == (0, ())
+    # wgmma takes 64 rows x 16 tokens, mma.sync 16 rows x 8: a stage is 512 weights a thread
+    product, count = ("IGMMA", 32) if machine == "sm90" else ("IMMA", 64)
+    assert found.opcodes[product] == count
+
+
 @pytest.mark.parametrize("columns", [4096, pytest.param(49152, marks=pytest.mark.slow)])
 def test_the_kernel_that_makes_fp4_activations_does_not_spill(tools, columns):
     made = recipe(FORMATS["m2-e2m1"], MACHINES["sm120"], "fp4")
@@ -75,6 +95,17 @@ def test_the_kernel_that_makes_fp4_activations_does_not_spill(tools, columns):
     assert len(packed) == 2 * columns // (
         RUN_COLUMNS * ROTATE_WARPS
     )  # four operands a lane and run
+    assert found.spills == 0
+
+
+@pytest.mark.parametrize("columns", [4096, pytest.param(49152, marks=pytest.mark.slow)])
+def test_the_kernel_that_makes_int8_activations_does_not_spill(tools, columns):
+    made = recipe(FORMATS["t2-e2m1"], MACHINES["sm80"], "int8")
+    kernel = prepare_kernel(made, tokens=16, columns=columns, dtype="bfloat16")
+    cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
+    found = kernels(tools.disassemble(cubin), cubin)[kernel.name]
+    rounded = sum(opcode.startswith("F2I") for opcode in found.opcodes)
+    assert rounded == 4 * columns // (RUN_COLUMNS * ROTATE_WARPS)  # four columns a lane and run
     assert found.spills == 0
 
 

@@ -43,7 +43,7 @@ def count(
     ] = False,
     tokens: Annotated[int, typer.Option(min=1, help="With --loop: rows of activations.")] = 16,
     activations: Annotated[
-        str, typer.Option(help="With --loop: auto, float16, fp8, fp8x2, fp8x3, fp4.")
+        str, typer.Option(help="With --loop: auto, float16, fp8, fp8x2, fp8x3, fp4, int8.")
     ] = "auto",
     quiet: Quiet = False,
     json: AsJson = False,

@@ -9,11 +9,12 @@ subnormals stay subnormals, and the difference of the biases is a power of two f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from unspool.decode.lowering import Tape
+from unspool.decode.lowering import AND_OR, Tape
 from unspool.decode.machine import Machine, Slot
+from unspool.decode.values import bits_of
 from unspool.errors import DeclarationError
 from unspool.spec.operand import BF16, E2M1, E4M3, FP16, INT8, Operand
 
@@ -82,6 +83,8 @@ def convert(
         return _by_instruction(tape, fields, machine)
     if operand.integer and target is not operand:
         return _from_integers(tape, fields, slot)
+    if target is INT8 and operand is E2M1 and fields.at == tuple(range(fields.width)):
+        return _nibbles_to_integers(tape, fields, exponent)
     if target is INT8 and not operand.integer:
         halves = convert(tape, fields, Slot(FP16), machine, cvt=False)
         return _to_integers(tape, halves, exponent)
@@ -217,6 +220,45 @@ def _to_integers(tape: Tape, halves: Fields, exponent: int) -> Fields:
         exponent=exponent,
         clean=True,
     )
+
+
+def _nibbles_to_integers(tape: Tape, fields: Fields, exponent: int) -> Fields:
+    """Packed E2M1 to bytes by a table of all sixteen: 1.375 instructions a weight, not 2.625."""
+    table = bits_of(E2M1.values(), INT8, exponent - fields.exponent)
+    entries = [int(entry) for entry in table]
+    found = [r for register in fields.registers for r in look_up_nibbles(tape, register, entries)]
+    return Fields(
+        operand=INT8,
+        width=8,
+        at=tuple(range(8)),
+        registers=tuple(found),
+        places=fields.places,
+        exponent=exponent,
+        clean=True,
+    )
+
+
+def look_up_nibbles(tape: Tape, register: str, table: Sequence[int]) -> list[str]:
+    """The bytes of eight nibbles in two registers: two tables of eight entries each, and a choice
+    between their results by the fourth bit of a nibble.
+    """
+    packed = [tape.hold(pack(table[first : first + 4])) for first in range(0, 16, 4)]
+    places = tape.hold(0x32103210)
+    index = tape("and", register, 0x77777777)
+    choice = tape("lop3", tape("shr", register, 1), 0x44444444, places, AND_OR)
+    registers = []
+    for shift in (0, 16):
+        at = tape.rotate(index, shift, 0xFFFF)
+        low = tape("select-bytes", packed[0], packed[1], at)
+        high = tape("select-bytes", packed[2], packed[3], at)
+        chosen = tape.rotate(choice, shift, 0xFFFF)
+        registers.append(tape("select-bytes", low, high, chosen))
+    return registers
+
+
+def pack(entries: Sequence[int]) -> int:
+    """Bytes as a word, the first the lowest."""
+    return sum(entry << (8 * place) for place, entry in enumerate(entries))
 
 
 NO_SUM, MAGIC_1536 = 0x80008000, 0x66006600

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unspool.decode.fields import Fields, positions, why_not_wider
-from unspool.decode.lowering import AND_OR, AND_XOR, Tape
+from unspool.decode.fields import Fields, look_up_nibbles, pack, positions, why_not_wider
+from unspool.decode.lowering import AND_XOR, Tape
 from unspool.decode.machine import BYTES, PACKED, Slot
 from unspool.decode.scatter import Tiling, cut, sources, tiling
 from unspool.decode.values import bits_of, exponent_for, state_operands
@@ -150,10 +150,6 @@ def _with(
     return name, tape, fields, bits
 
 
-def _pack(entries: list[int]) -> int:
-    return sum(entry << (8 * place) for place, entry in enumerate(entries))
-
-
 def _permute_table(code: Code, slot: Slot, tables: list[list[int]]) -> Written:
     """At most eight bytes in two registers; each nibble of a selector register picks one.
 
@@ -167,7 +163,7 @@ def _permute_table(code: Code, slot: Slot, tables: list[list[int]]) -> Written:
     selectors, bits = _selectors(tape, code, tiling(NIBBLE, tuple(range(code.state_bits))))
     for index, selector in enumerate(selectors):
         row = 8 * index * code.lanes // code.tile[1] if by_row else 0
-        pairs = [(tape.hold(_pack(t[:4])), tape.hold(_pack(t[4:8]))) for t in tables]
+        pairs = [(tape.hold(pack(t[:4])), tape.hold(pack(t[4:8]))) for t in tables]
         for part in range(2):
             picked = tape.rotate(selector, 16 * part, 0xFFFF)
             steps = range(8 * index + 4 * part, 8 * index + 4 * part + 4)
@@ -218,7 +214,7 @@ def sign_and_table(code: Code, table: list[int], sign: int) -> Written:
     word   S i i i s i i i S i i i s i i i   s: signs of the second register, S of the first
     """
     tape = Tape()
-    low, high = tape.hold(_pack(table[:4])), tape.hold(_pack(table[4:]))
+    low, high = tape.hold(pack(table[:4])), tape.hold(pack(table[4:]))
     return signed_look_ups(tape, code, [(low, high)] * code.words, sign)
 
 
@@ -245,18 +241,9 @@ def signed_look_ups(tape: Tape, code: Code, tables: list[tuple[str, str]], sign:
 
 
 def _table_of_16(code: Code, table: list[int]) -> Written:
-    """Two tables of eight bytes; the fourth bit of a nibble chooses between their results."""
-    tape, registers = Tape(), []
-    packed = [tape.hold(_pack(table[first : first + 4])) for first in range(0, 16, 4)]
-    places = tape.hold(0x32103210)
+    """Stored as the indices stand in nibbles."""
+    tape = Tape()
     bits = tuple(_canonical(code, bit // 4, bit % 4) for bit in range(WORD_BITS * code.words))
-    for word in range(code.words):
-        index = tape("and", f"w{word}", 0x77777777)
-        choice = tape("lop3", tape("shr", f"w{word}", 1), 0x44444444, places, AND_OR)
-        for shift in (0, 16):
-            at = tape.rotate(index, shift, 0xFFFF)
-            low = tape("select-bytes", packed[0], packed[1], at)
-            high = tape("select-bytes", packed[2], packed[3], at)
-            chosen = tape.rotate(choice, shift, 0xFFFF)
-            registers.append(tape("select-bytes", low, high, chosen))
+    words = [f"w{word}" for word in range(code.words)]
+    registers = [found for word in words for found in look_up_nibbles(tape, word, table)]
     return tape, registers, list(range(code.steps)), bits

@@ -32,6 +32,7 @@ from unspool.matmul.cuda.recipe import recipe
 from unspool.matmul.cuda.source import Kernel, expand_kernel, multiply_kernel, prepare_kernel
 from unspool.model import gpu_library
 from unspool.model.gpu_library import LIBRARY_ROWS
+from unspool.model.routing import Tiles
 from unspool.pack.matrix import CodedMatrix
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -90,14 +91,11 @@ def upload(
     return GpuMatrix(arrange(matrix, made), processor, library_rows=library_rows)
 
 
-class GpuMatrix:
-    """A coded matrix on a GPU: `multiply` is x W^T."""
+class GpuWeights:
+    """Coded weights on a GPU, and the launches of their products."""
 
-    def __init__(
-        self, arranged: Arranged, processor: Processor, *, library_rows: int | None = LIBRARY_ROWS
-    ) -> None:
+    def __init__(self, arranged: Arranged, processor: Processor) -> None:
         """Uploads what `arrange` made."""
-        self.library_rows = library_rows
         self.made, self.shape = arranged.recipe, arranged.shape
         self.processor = processor
         self.row_blocks, self.stages = arranged.row_blocks, arranged.stages
@@ -115,13 +113,116 @@ class GpuMatrix:
             per_block=processor.per_block,
             per_processor=processor.per_processor,
         )
-        self._launches: dict[tuple[int, torch.dtype, int], Launches] = {}
+        self._launches: dict[tuple[int, int, torch.dtype, int], Launches] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes of GPU memory that the weight takes."""
         held = (self.units, self.levels, self.row_scales, self.signs, self.positions)
         return sum(tensor.nbytes for tensor in held)
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        """x `[..., k]` as `[m, k]`; raises ModelError for what does not fit."""
+        _, k = self.shape
+        if x.shape[-1] != k or x.dtype not in DTYPES or x.device != self.processor.device:
+            raise ModelError(
+                "the activation does not fit the weight on the GPU",
+                found=f"{list(x.shape)} of {x.dtype} on {x.device}",
+                allowed=f"[..., {k}] of {', '.join(DTYPES.values())} on {self.processor.device}",
+            )
+        return x.reshape(-1, k).contiguous()
+
+    def _fused(
+        self, x: torch.Tensor, output: torch.Tensor, found: Launches, routed: Tiles | None = None
+    ) -> torch.Tensor:
+        """`[m, k]` to `output`, which is returned `[rows of output, n]`, its outputs rotated back.
+
+        `routed`: rows of x and of the output in every tile, and whose weights it takes.
+        """
+        planned, run = found.planned, self.processor.run
+        empty = functools.partial(torch.empty, dtype=torch.uint8, device=x.device)
+        activations, partials = empty(planned.activation_bytes), empty(planned.partial_bytes)
+        token_scales = empty(4 * planned.tiles * planned.tokens)
+        memory = {
+            "input": x, "signs": self.signs, "positions": self.positions,
+            "output": activations, "token_scales": token_scales,
+        }  # fmt: skip
+        if routed is not None:
+            memory["sources"] = routed.sources
+        given = ActivationArguments(
+            **_addresses(memory), rows=len(x), k=x.shape[1], stages=self.stages
+        )
+        run(found.prepare, (planned.tiles * planned.tokens, 1), given, memory)
+        memory = {
+            "weights": self.units, "activations": activations, "row_scales": self.row_scales,
+            "token_scales": token_scales, "levels": self.levels, "output": output,
+            "partials": partials, "arrivals": found.arrivals,
+        }  # fmt: skip
+        if routed is not None:
+            memory |= {"experts": routed.experts, "targets": routed.targets}
+        m, n = output.shape
+        arguments = Arguments(
+            **_addresses(memory), m=m, n=n, row_blocks=self.row_blocks, stages=self.stages,
+            across=self.across,
+        )  # fmt: skip
+        run(found.multiply, (planned.blocks, planned.tiles), arguments, memory)
+        return self._rotated_back(output)[:, : self.shape[0]]
+
+    @property
+    def _output_rows(self) -> int:
+        """What a product has of every token: all rows as stored where outputs are rotated."""
+        return self.rows if self.made.format.rotation.output_size else self.shape[0]
+
+    def _rotated_back(self, y: torch.Tensor) -> torch.Tensor:
+        """Undoes a rotation of the outputs: H, then signs."""
+        size = self.made.format.rotation.output_size
+        if not size:
+            return y
+        turned = y.reshape(len(y), -1, size).float() @ _hadamard(size, y.device)
+        return (turned.reshape(len(y), -1) * self._output_signs).to(y.dtype)
+
+    @functools.cached_property
+    def _output_signs(self) -> torch.Tensor:
+        flips = signs(self.rows, self.made.format.rotation.seed, "out").astype(np.float32)
+        return torch.from_numpy(flips).to(self.processor.device)
+
+    def _for(self, m: int, dtype: torch.dtype, tokens: int | None = None) -> Launches:
+        """Kernels and counters for m rows in tiles of so many: counters per stream, whose products
+        take turns.
+        """
+        planned = launch.plan(
+            self.made, m, self.row_blocks, self.stages, blocks=self.blocks, tokens=tokens
+        )
+        key = planned.tiles, planned.tokens, dtype, self.processor.stream
+        if key not in self._launches:
+            self._launches[key] = self._plan(planned, dtype)
+        return self._launches[key]
+
+    def _plan(self, planned: Plan, dtype: torch.dtype) -> Launches:
+        made, name, tokens = self.made, DTYPES[dtype], planned.tokens
+        slots, _ = launch.slots_of(
+            made,
+            tokens,
+            per_block=self.processor.per_block,
+            per_processor=self.processor.per_processor,
+        )
+        return Launches(
+            planned=planned,
+            prepare=prepare_kernel(made, tokens=tokens, columns=self.columns, dtype=name),
+            multiply=multiply_kernel(made, tokens=tokens, output=name, slots=slots),
+            arrivals=torch.zeros(planned.arrivals, dtype=torch.int32, device=self.processor.device),
+        )
+
+
+class GpuMatrix(GpuWeights):
+    """A coded matrix on a GPU: `multiply` is x W^T."""
+
+    def __init__(
+        self, arranged: Arranged, processor: Processor, *, library_rows: int | None = LIBRARY_ROWS
+    ) -> None:
+        """Uploads what `arrange` made."""
+        super().__init__(arranged, processor)
+        self.library_rows = library_rows
 
     def warm_up(self, rows: Sequence[int], dtype: torch.dtype) -> None:
         """Compiles the kernels of products of so many rows on the current stream."""
@@ -130,20 +231,16 @@ class GpuMatrix:
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """x `[..., k]` to `[..., n]` in x's dtype; raises ModelError for what does not fit."""
-        n, k = self.shape
-        if x.shape[-1] != k or x.dtype not in DTYPES or x.device != self.processor.device:
-            raise ModelError(
-                "the activation does not fit the weight on the GPU",
-                found=f"{list(x.shape)} of {x.dtype} on {x.device}",
-                allowed=f"[..., {k}] of {', '.join(DTYPES.values())} on {self.processor.device}",
-            )
-        flat = x.reshape(-1, k).contiguous()
+        n, flat = self.shape[0], self._rows(x)
         if not len(flat):
             return x.new_empty((*x.shape[:-1], n))
         library = self.library_rows is not None and len(flat) >= self.library_rows
-        alone = library and not gpu_library.why_not(self.made)
-        out = self._rotated_back(self._by_library(flat) if alone else self._fused(flat))
-        return out[:, :n].reshape(*x.shape[:-1], n).contiguous()
+        if library and not gpu_library.why_not(self.made, self.columns):
+            out = self._rotated_back(self._by_library(flat))[:, :n]
+        else:
+            output = x.new_empty((len(flat), self._output_rows))
+            out = self._fused(flat, output, self._for(len(flat), x.dtype))
+        return out.reshape(*x.shape[:-1], n).contiguous()
 
     def _by_library(self, x: torch.Tensor) -> torch.Tensor:
         """`[m, k]` to `[m, rows]` with the weights decoded to memory."""
@@ -172,41 +269,6 @@ class GpuMatrix:
             rows = (parts @ _hadamard(size, x.device)).reshape(len(x), -1)
         return rows
 
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
-        """`[m, k]` to `[m, rows]`: rows of the stored matrix where its outputs are rotated."""
-        found, m = self._for(len(x), x.dtype), len(x)
-        n = self.rows if self.made.format.rotation.output_size else self.shape[0]
-        planned, run = found.planned, self.processor.run
-        output = x.new_empty((m, n))
-        empty = functools.partial(torch.empty, dtype=torch.uint8, device=x.device)
-        activations, partials = empty(planned.activation_bytes), empty(planned.partial_bytes)
-        token_scales = empty(4 * planned.tiles * planned.tokens)
-        memory = {
-            "input": x, "signs": self.signs, "positions": self.positions,
-            "output": activations, "token_scales": token_scales,
-        }  # fmt: skip
-        given = ActivationArguments(**_addresses(memory), rows=m, k=x.shape[1], stages=self.stages)
-        run(found.prepare, (planned.tiles * planned.tokens, 1), given, memory)
-        memory = {
-            "weights": self.units, "activations": activations, "row_scales": self.row_scales,
-            "token_scales": token_scales, "levels": self.levels, "output": output,
-            "partials": partials, "arrivals": found.arrivals,
-        }  # fmt: skip
-        arguments = Arguments(
-            **_addresses(memory), m=m, n=n, row_blocks=self.row_blocks, stages=self.stages,
-            across=self.across,
-        )  # fmt: skip
-        run(found.multiply, (planned.blocks, planned.tiles), arguments, memory)
-        return output
-
-    def _rotated_back(self, y: torch.Tensor) -> torch.Tensor:
-        """Undoes a rotation of the outputs: H, then signs."""
-        size = self.made.format.rotation.output_size
-        if not size:
-            return y
-        turned = y.reshape(len(y), -1, size).float() @ _hadamard(size, y.device)
-        return (turned.reshape(len(y), -1) * self._output_signs).to(y.dtype)
-
     @functools.cached_property
     def _order(self) -> torch.Tensor:
         order = gpu_library.column_order(self.made, self.stages)
@@ -218,36 +280,8 @@ class GpuMatrix:
         return torch.from_numpy(flips).to(self.processor.device)
 
     @functools.cached_property
-    def _output_signs(self) -> torch.Tensor:
-        flips = signs(self.rows, self.made.format.rotation.seed, "out").astype(np.float32)
-        return torch.from_numpy(flips).to(self.processor.device)
-
-    @functools.cached_property
     def _expanding(self) -> Kernel:
         return expand_kernel(self.made)
-
-    def _for(self, m: int, dtype: torch.dtype) -> Launches:
-        """Kernels and counters for m rows: counters per stream, whose products take turns."""
-        planned = launch.plan(self.made, m, self.row_blocks, self.stages, blocks=self.blocks)
-        key = (planned.tiles * planned.tokens, dtype, self.processor.stream)
-        if key not in self._launches:
-            self._launches[key] = self._plan(planned, dtype)
-        return self._launches[key]
-
-    def _plan(self, planned: Plan, dtype: torch.dtype) -> Launches:
-        made, name, tokens = self.made, DTYPES[dtype], planned.tokens
-        slots, _ = launch.slots_of(
-            made,
-            tokens,
-            per_block=self.processor.per_block,
-            per_processor=self.processor.per_processor,
-        )
-        return Launches(
-            planned=planned,
-            prepare=prepare_kernel(made, tokens=tokens, columns=self.columns, dtype=name),
-            multiply=multiply_kernel(made, tokens=tokens, output=name, slots=slots),
-            arrivals=torch.zeros(planned.arrivals, dtype=torch.int32, device=self.processor.device),
-        )
 
 
 def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """Many rows on a GPU: weights decoded once to operands, and the vendor's GEMM.
 
-    codes --unspool_expand--> W [rows, K], FP8 or binary16      x --rotate, scale, round--> [m, K]
+    codes --unspool_expand--> W [rows, K], 8 bits or binary16   x --rotate, scale, round--> [m, K]
     fp8               torch._scaled_mm, scales per row on both sides
     fp8x2, fp8x3, float16    both sides in binary16 (E4M3 is exact in it), FP32 sums, scales after
+    int8              torch._int_mm, whole sums, scales after
 
 Columns of W stand in the order in which a decoder leaves them; x is permuted to match. Sums are the
-library's: a row's bits may depend on the batch. Not run on a GPU.
+library's: a row's bits may depend on the batch, except int8's, which are exact. Not run on a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from unspool.matmul.cuda.activations import LARGEST
+from unspool.matmul.cuda.activations import LARGEST, largest_of, smallest_of
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, SLICE_BYTES
 from unspool.matmul.cuda.recipe import SUMS, Recipe
 
@@ -25,11 +26,20 @@ _HALF_TOP = 14
 """binary16 rows are scaled so that their largest magnitude is in [2**14, 2**15)."""
 
 
-def why_not(made: Recipe) -> str:
+_MOST_WHOLE = 1 << 17
+"""Columns of INT8 whose sums, 2**14 each, stay in 32 bits."""
+
+_LEAST_WHOLE_ROWS = 32
+"""cuBLAS multiplies INT8 with more than 16 rows (torch._int_mm says so)."""
+
+
+def why_not(made: Recipe, columns: int) -> str:
     """Why a recipe's weights are no matrix for a library; empty where they are."""
     if made.scales == SUMS:
         return "scales of blocks are not in the operands"
-    return "" if made.kind in ("e4m3", "f16") else f"no library reads {made.kind}"
+    if made.whole and columns >= _MOST_WHOLE:
+        return f"sums of {columns} columns may need more than 32 bits"
+    return "" if made.kind in ("e4m3", "f16", "s8") else f"no library reads {made.kind}"
 
 
 def column_order(made: Recipe, stages: int) -> np.ndarray:
@@ -53,6 +63,11 @@ def multiply(
     `row_scales` `[rows]`: what multiplies a finished sum.
     """
     top = rotated.abs().amax(dim=1, keepdim=True)
+    if made.whole:
+        rounded, scale = _whole(rotated, top, made)
+        padded = torch.nn.functional.pad(rounded, (0, 0, 0, max(0, _LEAST_WHOLE_ROWS - len(top))))
+        whole = torch._int_mm(padded, operands.view(torch.int8).t())[: len(top)]
+        return whole.float() * row_scales * scale
     if made.activations == "fp8" and rotated.is_cuda:
         scale = (top / float(LARGEST)).clamp(min=2.0**-126)
         rounded = (rotated / scale).to(torch.float8_e4m3fn)
@@ -73,3 +88,18 @@ def multiply(
     else:
         sums = halves.float() @ weights.float().t()
     return sums * row_scales * torch.ldexp(one, -shift)
+
+
+def _whole(
+    rotated: torch.Tensor, top: torch.Tensor, made: Recipe
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """INT8 `[m, K]` and scales `[m, 1]` of rows whose largest is `top`, as the kernels make them.
+
+    Divisions are of tensors: of numbers torch makes a product with the inverse, which rounds twice.
+    """
+    largest = torch.full_like(top, float(largest_of(made)))
+    finite = top.isfinite()
+    usable = finite & (top >= float(smallest_of(made)))
+    rounded = torch.where(usable, rotated * (largest / top), 0).round().to(torch.int8)
+    scale = torch.where(usable, top / largest, torch.where(finite, 0.0, torch.nan))
+    return rounded, scale

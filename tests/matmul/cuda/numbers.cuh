@@ -7,17 +7,17 @@ struct Numbers {
     int count;
 };
 
-// Every byte as an operand A of that kind, times an E4M3 of 1: one byte per row is not zero.
-template <Kind kind>
+// Every byte as an operand A of that kind, times 1 (an E4M3's bits): one byte per row is not zero.
+template <Kind kind, class Sum = float, word one = 0x38>
 UNSPOOL_DEVICE void all_bytes(const Numbers& a) {
     const int lane = lane_index(), g = lane / 4, t = lane % 4;
     for (int first = 0; first < 256; first += 16) {
-        float d[4] = {};
+        Sum d[4] = {};
         const word r[4] = {t ? 0 : word(first + g), t ? 0 : word(first + g + 8), 0, 0};
-        mma<kind>(d, r, lane == 0 ? 0x38 : 0, 0);
+        mma<kind>(d, r, lane == 0 ? one : 0, 0);
         if (t) continue;
-        store_global<float>(a.out + 4 * (first + g), d[0]);
-        store_global<float>(a.out + 4 * (first + g + 8), d[2]);
+        store_global<float>(a.out + 4 * (first + g), float(d[0]));
+        store_global<float>(a.out + 4 * (first + g + 8), float(d[2]));
     }
 }
 
@@ -36,9 +36,11 @@ UNSPOOL_KERNEL(bytes_e5m2, Numbers, a) { all_bytes<Kind::e5m2>(a); }
 UNSPOOL_KERNEL(bytes_e2m1, Numbers, a) { all_bytes<Kind::f8f6f4_e2m1>(a); }
 UNSPOOL_KERNEL(bytes_e2m3, Numbers, a) { all_bytes<Kind::f8f6f4_e2m3>(a); }
 UNSPOOL_KERNEL(bytes_e3m2, Numbers, a) { all_bytes<Kind::f8f6f4_e3m2>(a); }
+UNSPOOL_KERNEL(bytes_s8, Numbers, a) { all_bytes<Kind::s8, int, 1>(a); }
 UNSPOOL_KERNEL(to_f16, Numbers, a) { convert_all(a, f16_of); }
 UNSPOOL_KERNEL(to_bf16, Numbers, a) { convert_all(a, bf16_of); }
 UNSPOOL_KERNEL(to_e4m3, Numbers, a) { convert_all(a, e4m3_of); }
+UNSPOOL_KERNEL(to_s8, Numbers, a) { convert_all(a, s8_of); }
 UNSPOOL_KERNEL(to_e2m1, Numbers, a) {
     for (int i = thread_index(); i < a.count / 4; i += 32) {
         const Quad of = load_global<Quad>(a.in + 16 * i);

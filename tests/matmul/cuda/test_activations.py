@@ -1,4 +1,4 @@
-"""What FP4 keeps of activations, and which weights it takes."""
+"""What FP4 and INT8 keep of activations, and which weights they take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError, WeightError
 from unspool.matmul.cuda.activations import quantize, rotated_input
 from unspool.matmul.cuda.arrange import arrange
-from unspool.matmul.cuda.recipe import UNIT_BLOCK, recipe
+from unspool.matmul.cuda.recipe import UNIT_BLOCK, Recipe, recipe
+from unspool.matmul.integer import quantize_activations
 from unspool.pack.random import random_matrix
 from unspool.spec.catalog import FORMATS, parse
 from unspool.spec.operand import E2M1, E4M3
@@ -95,3 +96,75 @@ def test_the_kernel_makes_the_operands_and_scales_of_the_definition(product, tok
     width = want.terms.shape[2]
     np.testing.assert_array_equal(values.reshape(columns, -1)[:9, :width], want.terms[0])
     np.testing.assert_array_equal(token_scales[:9], want.scales)
+
+
+def test_int8_of_gaussian_activations_is_off_by_less_than_a_hundredth():
+    made = recipe(FORMATS["m2-e2m1"], MACHINES["sm80"], "int8")
+    x = np.random.default_rng(0).standard_normal((64, 4096)).astype(np.float32)
+    exact = rotated_input(x, made).astype(np.float64)
+    error = quantize(x, made).values - exact
+    # a step is 1/127 of the largest of 4096, some 3.8 standard deviations, and 1/sqrt(12) its rms
+    assert 0.0084 < np.sqrt((error**2).mean() / (exact**2).mean()) < 0.0088  # FP8: 0.0265
+
+
+def rows_of_every_kind() -> np.ndarray:
+    """Gaussian, ties, the smallest that count, zeros, the largest, not finite `[m, 128]`."""
+    x = np.random.default_rng(0).standard_normal((12, 128)).astype(np.float32)
+    x[1] = np.arange(128) / 2
+    x[1, -1] = 127  # a scale of 1: half of all are ties
+    x[2] = -x[1]
+    x[3] *= 2.0**-118
+    x[4, :], x[4, 7] = 0, 2.0**-120
+    x[5, :], x[5, 7] = 0, np.nextafter(np.float32(2.0**-120), np.float32(0))
+    x[6], x[7] = 0, x[7] * 1e38
+    x[8, 3], x[9, 4], x[10, 5] = np.nan, np.inf, -np.inf
+    x[7] = np.clip(x[7], -3e38, 3e38)
+    return x
+
+
+@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+def test_int8_is_rounded_as_cpus_round_it(product, machine):
+    """On a CPU a scale is of 128 columns: for so many both have the same."""
+    found, x = product("int4", machine, "int8", k=128), rows_of_every_kind()
+    want, scales = quantize_activations(x)
+    defined = quantize(x, found.made)
+    np.testing.assert_array_equal(defined.terms[0], want)
+    np.testing.assert_array_equal(defined.scales, scales[:, 0])
+    planned = found.plan(len(x))
+    raw, token_scales = found.prepare(x, planned)
+    np.testing.assert_array_equal(token_scales[: len(x)], scales[:, 0])
+    np.testing.assert_array_equal(operands(raw, planned.columns, found.made)[:12, :128], want)
+
+
+def operands(raw: np.ndarray, columns: int, made: Recipe) -> np.ndarray:
+    """INT8 `[column, k]` of prepared activations: [half of a slice][column block][column][byte]."""
+    halves = raw.view(np.int8).reshape(-1, columns // 8, 8, 16).transpose(1, 2, 0, 3)
+    order = made.geometry.columns().reshape(-1)
+    values = np.empty((columns, halves.size // columns // order.size, order.size), np.int8)
+    values[:, :, order] = halves.reshape(values.shape)
+    return values.reshape(columns, -1)
+
+
+def test_the_kernel_makes_the_int8_of_the_definition(product, tokens):
+    found, x = product("m2-e2m1", "sm80", "int8", k=1300), tokens(9, 1300)
+    planned, want = found.plan(9), quantize(x, found.made)
+    raw, token_scales = found.prepare(x, planned)
+    width = want.terms.shape[2]
+    values = operands(raw, planned.columns, found.made)[:9, :width]
+    np.testing.assert_array_equal(values, want.terms[0])
+    np.testing.assert_array_equal(token_scales[:9], want.scales)
+    assert np.abs(values).max(axis=1).tolist() == [127] * 9
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "reason"),
+    [
+        ("fp8-e4m3", "sm80", "do not multiply the code's values as INT8"),
+        ("lut3-row", "sm80", "do not multiply the code's values as INT8"),
+        ("nvfp4", "sm80", "blocks of 16 columns end inside a step of 32"),
+        ("t2-e2m1", "sm100", "no kernel's here"),
+    ],
+)
+def test_what_int8_does_not_multiply_is_refused_with_the_reason(name, machine, reason):
+    with pytest.raises(DeclarationError, match=reason):
+        recipe(FORMATS[name], MACHINES[machine], "int8")

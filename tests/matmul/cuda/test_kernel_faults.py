@@ -47,10 +47,13 @@ MMA_SYNC = (
     ("ahead < slots - 1", "ahead < slots - 1 - FAULT"),
     ("if (++feed.slot == slots)", "if (++feed.slot == slots - FAULT)"),
     ("if (++feed.stage == a.stages)", "if (++feed.stage == a.stages + FAULT)"),
-    ("lane % 8 * 16;\n    const char* single", "(lane % 8 ^ FAULT) * 16;\n    const char* single"),
-    ("block = lane / 16", "block = lane / 16 ^ FAULT"),
     ("128 * matrices * slices * step", "128 * matrices * slices * (step ^ FAULT)"),
     ("copy_async(shared + at + 16 * thread,", "copy_async(shared + at + 16 * (thread ^ FAULT),"),
+)
+
+TWO_COLUMN_BLOCKS = (  # loaded at once
+    ("lane % 8 * 16;\n    const char* single", "(lane % 8 ^ FAULT) * 16;\n    const char* single"),
+    ("block = lane / 16", "block = lane / 16 ^ FAULT"),
 )
 
 PIPELINE = (
@@ -132,13 +135,29 @@ UNIT_SCALES = (
     ("activations + operand_stage_bytes,", "activations + operand_stage_bytes - 128 * FAULT,"),
 )
 
+WHOLE = (
+    ("sum = int(bits); }", "sum = FAULT ? int(as_float(bits)) : int(bits); }"),
+    ("total[i] = float(part[i]);", "total[i] = FAULT ? as_float(part[i]) : float(part[i]);"),
+)
+
+WHOLE_BLOCKS = (
+    ("step % scale_steps == 0) clear", "step % scale_steps == FAULT) clear"),
+    ("(step + 1) % scale_steps == 0", "(step + 1) % (scale_steps + FAULT) == 0"),
+    ("Part(part_start))", "Part(FAULT ? 0 : part_start))"),
+    ("- as_float(start)", "- as_float(start + FAULT)"),
+    ("i & 2 ? odd : even", "(i & 2) != 2 * FAULT ? odd : even"),
+)
+
 FAULTS: dict[Case, tuple[Fault, ...]] = {
-    ("t2-e2m1", "sm89", "fp8x2"): FINISH + MMA_SYNC,
+    ("t2-e2m1", "sm89", "fp8x2"): FINISH + MMA_SYNC + TWO_COLUMN_BLOCKS,
     ("t2-e2m1", "sm90", "fp8x2"): FINISH + PIPELINE + WGMMA,
     ("t2-e2m1", "sm90", "fp8"): WGMMA_TWO_SETS,
     ("t2-e2m1", "sm90", "fp8x3"): WGMMA_ONE_SET,
     ("t2-e2m1", "sm100", "fp8x2"): FINISH + PIPELINE + TCGEN05,
     ("nvfp4", "sm120", "fp4"): UNIT_SCALES,
+    ("t2-e2m1", "sm80", "int8"): FINISH + MMA_SYNC + WHOLE,
+    ("t2-e2m1", "sm90", "int8"): WGMMA_TWO_SETS,
+    ("int4", "sm80", "int8"): WHOLE_BLOCKS,
 }
 
 

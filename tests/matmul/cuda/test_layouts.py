@@ -57,6 +57,9 @@ class Second:
 SM80_A = Cute(((4, 32), (8, 1)), ((2, 16), (2, 8), (2, 128)))
 SM80_B = Cute(((4, 16), (8, 1)), ((2, 8), (2, 64)))
 SM80_D = Cute(((4, 32), (8, 1)), ((2, 16), (2, 8)))
+# mma_traits_sm80.hpp: SM80_16x8x32_S32S8S8S32_TN, four values a register
+SM80_A8 = Cute(((4, 64), (8, 1)), ((4, 16), (2, 8), (2, 256)))
+SM80_B8 = Cute(((4, 32), (8, 1)), ((4, 8), (2, 128)))
 # mma_traits_sm89.hpp: four values a register
 SM89_A = Cute(((4, 64), (8, 1)), ((4, 16), (2, 8), (2, 256)))
 SM89_B = Cute(((4, 32), (8, 1)), ((4, 8), (2, 128)))
@@ -79,8 +82,10 @@ LDSM = Cute(((32, 32),), ((32, 1), (4, 1024)))
 
 SECOND = [
     ("a_spot", Second(SM80_A, 16, 2)),
+    ("a_spot", Second(SM80_A8, 16, 4)),
     ("a_spot", Second(SM89_A, 16, 4)),
     ("b_spot", Second(SM80_B, 8, 2)),
+    ("b_spot", Second(SM80_B8, 8, 4)),
     ("b_spot", Second(SM89_B, 8, 4)),
     ("a_spot", Second(SM120_A, 16, 8)),
     ("b_spot", Second(SM120_B, 8, 8)),
@@ -172,9 +177,9 @@ def test_operand_b_lies_as_cute_lays_it_without_swizzle() -> None:
 
 
 def test_formats_are_those_of_cutlass() -> None:
-    # enum class MXF8F6F4Format; F16F32Format::F16; MXF4Format::E2M1; CFormat::F32
+    # enum class MXF8F6F4Format; F16F32Format::F16; MXF4Format::E2M1; S8Format::INT8; CFormat::F32
     theirs = {"e4m3": 0, "e5m2": 1, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4, "f8f6f4_e2m1": 5, "f16": 0}
-    theirs["mxf4nvf4"] = 1
+    theirs |= {"mxf4nvf4": 1, "s8": 1}
     assert dict(layouts.FORMATS) == theirs
     assert layouts.FLOAT32_FORMAT == 1
 

@@ -43,6 +43,7 @@ OPERANDS = {
     "e5m2": BYTES.view(ml_dtypes.float8_e5m2),
     "e2m1": (BYTES >> 2 & 15).view(ml_dtypes.float4_e2m1fn),
     "e2m3": (BYTES & 63).view(ml_dtypes.float6_e2m3fn),
+    "s8": BYTES.view(np.int8),
     "e3m2": (BYTES & 63).view(ml_dtypes.float6_e3m2fn),
 }
 
@@ -67,6 +68,14 @@ def test_four_floats_become_four_packed_e2m1(kernels):
     found = bits[:, None] >> np.array([0, 4, 8, 12]) & 15
     want = np.clip(given, -6, 6).astype(ml_dtypes.float4_e2m1fn)  # saturating
     np.testing.assert_array_equal(found.reshape(-1), want.view(np.uint8))
+
+
+def test_floats_become_the_nearest_integers_ties_to_the_even(kernels):
+    ties = np.arange(-127, 127.5, 0.5, np.float32)
+    near = np.concatenate((np.nextafter(ties, -200), np.nextafter(ties, 200)), dtype=np.float32)
+    given = np.concatenate((ties, near, [1e-30, -0.0, 127.4])).astype(np.float32)
+    found = run(kernels, "to_s8", given, np.zeros(given.size, np.uint32))
+    np.testing.assert_array_equal(found.astype(np.uint8).view(np.int8), np.rint(given))
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)

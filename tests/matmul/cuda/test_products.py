@@ -11,6 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from unspool.matmul.cuda.activations import quantize
+from unspool.matmul.integer import stored_levels
+from unspool.matmul.reference import decode_values
+
 K = 520
 BOUND = (K / 16 + 8) * 2.0**-24
 
@@ -33,13 +37,21 @@ QUICK = [
     ("nvfp4", "sm120", "fp4"),
 ]
 FP4 = ("t1-e2m1", "v1.5-e2m1", "t1.5-e2m1", "t2-e2m1", "m3-e2m1", "mxfp4")
+INTEGERS = ("s2-e4m3", "s3-e4m3", "t2-e2m1", "t4-e2m3", "v1.5-e2m1", "m2-e2m1", "m3-e4m3", "int8",
+            "int4", "mxfp4")  # fmt: skip
 NAMES = ("t1-e2m1", "t2.5-e2m3", "t4-e2m3", "m3-e2m3", "m3-e4m3", "s4-e4m3", "fp8-e4m3", "fp8-e5m2",
          "mxfp8", "mxfp6-e2m3", "mxfp6-e3m2", "int8", "lut3-row", "m2-e4m3", "t2-e2m1")  # fmt: skip
 SLOW = [
     pytest.param(name, machine, "auto", marks=pytest.mark.slow)
     for name in NAMES
     for machine in ("sm80", "sm89", "sm90", "sm100", "sm120")
-] + [pytest.param(name, "sm120", "fp4", marks=pytest.mark.slow) for name in FP4]
+]
+SLOW += [pytest.param(name, "sm120", "fp4", marks=pytest.mark.slow) for name in FP4]
+SLOW += [
+    pytest.param(name, machine, "int8", marks=pytest.mark.slow)
+    for name in INTEGERS
+    for machine in ("sm80", "sm89", "sm90", "sm120")
+]
 
 
 @pytest.mark.parametrize(("name", "machine", "activations"), [*QUICK, *SLOW])
@@ -75,6 +87,37 @@ def test_blocks_that_share_fp4_rows_give_a_token_the_same_bits_in_any_batch(
     assert (np.abs(whole - want) <= 2 * BOUND * magnitude).all()
     for first, last in ((0, 1), (3, 11), (11, 12)):
         np.testing.assert_array_equal(found(x[first:last]), whole[first:last])
+
+
+@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+@pytest.mark.parametrize("blocks", [1, 5])
+def test_sums_of_int8_are_exact_whoever_adds_them(product, tokens, machine, blocks):
+    found, x = product("t2-e2m1", machine, "int8", n=520, k=1200, blocks=blocks), tokens(11, 1200)
+    rounded, row_scales = quantize(x, found.made), found.arranged[0].row_scales[:520]
+    levels = decode_values(found.matrix)[:520].astype(np.float64) / row_scales[:, None]
+    whole = np.rint(levels).astype(np.int64)
+    assert np.abs(levels - whole).max() < 2.0**-20  # FP32 values over their scales
+    sums = rounded.terms[0].astype(np.int64) @ whole.T
+    # to FP32 once, then the row's scale and the token's
+    want = sums.astype(np.float32) * row_scales * rounded.scales[:, None]
+    np.testing.assert_array_equal(found(x), want)
+
+
+@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+def test_blocks_of_int8_are_whole_sums_times_their_scales(product, tokens, machine):
+    found, x = product("int4", machine, "int8", n=260, k=640, blocks=1), tokens(3, 640)
+    matrix, rounded = found.matrix, quantize(x, found.made)
+    row_scales, levels = found.arranged[0].row_scales[:260], stored_levels(matrix)[:260, :640]
+    stored = matrix.format.scale.operand.values()[matrix.scale[:260]]
+    halves = stored * np.float64(matrix.tensor_scale) / row_scales[:, None]
+    assert np.array_equal(halves, halves.astype(np.float16))  # a power of two per row
+    q, total = rounded.terms[0].astype(np.int64), np.zeros((3, 260), np.float32)
+    for block, first in enumerate(range(0, 640, 128)):
+        sums = q[:, first : first + 128] @ levels[:, first : first + 128].T
+        # a fused multiply-add, rounded once from 64 bits
+        added = sums.astype(np.longdouble) * halves[:, block] + total
+        total = added.astype(np.float32)
+    np.testing.assert_array_equal(found(x), total * row_scales * rounded.scales[:, None])
 
 
 @pytest.mark.parametrize("activations", [pytest.param("fp8", marks=pytest.mark.slow), "fp4"])

@@ -112,8 +112,9 @@ struct Scaling {
     float inverse, scale;  // operand = value * inverse; value = operand * scale
 };
 
-// FP8: the largest becomes the operand's, 448; FP4: that times the scale's, 6 * 448. binary16: a power of two puts it into [2**14, 2**15). A row that is
-// not finite gets NaN for a scale, and zeros: its results are NaN, and no other's.
+// FP8 and INT8: the largest becomes the operand's, 448 or 127; FP4: times the scale's, 6 * 448.
+// binary16: a power of two puts it into [2**14, 2**15). A row that is not finite gets NaN for a
+// scale, and zeros: its results are NaN, and no other's.
 UNSPOOL_DEVICE Scaling scaling_of(word largest) {
     if (largest >= 0x7F800000) return {0.0f, as_float(0x7FC00000)};
     if (as_float(largest) < smallest_row) return {0.0f, 0.0f};  // or there is no FP32 inverse
@@ -145,8 +146,8 @@ UNSPOOL_DEVICE void store_value(
     const int place = step * step_columns + position;
 #pragma unroll
     for (int term = 0; term < terms; ++term) {
-        if (operand_bits == 16) {
-            store_operand(to, place, token, term, f16_of(value));
+        if (operand_bits == 16 || whole) {
+            store_operand(to, place, token, term, whole ? s8_of(value) : f16_of(value));
             continue;
         }
         const word bits = e4m3_of(value);

@@ -3,6 +3,7 @@
     row --signs, Hadamard--> y    largest magnitude of a row: top
     FP8      y * (448 / top), then E4M3, nearest even; further terms are 16, 256 times what is left
     binary16 y * 2**e with top in [2**14, 2**15), then nearest even
+    INT8     y * (127 / top), nearest even: as `matmul.integer` has it, of a row instead of a block
     FP4      z = y * (2688 / top); per 16 operands side by side s = E4M3 of their
              largest |z| * (1 / 6), then E2M1 of z * (1 / s), at most 6, both nearest even; zeros
              where s is zero
@@ -20,7 +21,8 @@ import numpy as np
 from unspool.encode.nearest import nearest
 from unspool.encode.rotate import hadamard, signs
 from unspool.matmul.cuda.recipe import UNIT_BLOCK, Recipe
-from unspool.spec.operand import E2M1, E4M3, FP16
+from unspool.matmul.integer import TINIEST
+from unspool.spec.operand import E2M1, E4M3, FP16, INT8
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -31,8 +33,9 @@ LARGEST = np.float32(448)
 TERM_STEP = np.float32(16)
 """Half a last place of E4M3 is 2**-4 of its number, at most 16 of 448: the next term fits again."""
 SMALLEST = np.float32(2.0**-116)
-"""Rows of smaller magnitudes become zeros: 2688 over them is no FP32."""
+"""Rows of smaller magnitudes become zeros: 2688 over them is no FP32. INT8: `integer.TINIEST`."""
 _LARGEST_E2M1 = np.float32(E2M1.largest)
+_LARGEST_INT8 = np.float32(INT8.largest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,14 @@ class Quantized:
 
 def largest_of(made: Recipe) -> np.float32:
     """What the largest magnitude of a row becomes; binary16 goes by powers of two instead."""
+    if made.whole:
+        return _LARGEST_INT8
     return LARGEST * _LARGEST_E2M1 if made.block_scaled else LARGEST
+
+
+def smallest_of(made: Recipe) -> np.float32:
+    """The smallest magnitude of a row that is not made zeros."""
+    return TINIEST if made.whole else SMALLEST
 
 
 def quantize(activations: Float32[np.ndarray, "m k"], made: Recipe) -> Quantized:
@@ -63,14 +73,14 @@ def quantize(activations: Float32[np.ndarray, "m k"], made: Recipe) -> Quantized
     with np.errstate(invalid="ignore", over="ignore"):
         top = np.abs(rotated).max(axis=1, initial=0)
         finite = np.isfinite(top)
-        usable = finite & (top >= SMALLEST)
+        usable = finite & (top >= smallest_of(made))
         safe = np.where(usable, top, np.float32(1)).astype(np.float32)
         inverse, scale = _scaling(safe, made)
         scaled = np.where(usable[:, None], rotated * inverse[:, None], np.float32(0))
     scales = np.where(usable, scale, np.where(finite, np.float32(0), np.float32(np.nan)))
     if made.block_scaled:
         return Quantized(terms=_by_block(scaled, made)[None], scales=scales.astype(np.float32))
-    operand = FP16 if made.activations == "float16" else E4M3
+    operand = {"float16": FP16, "int8": INT8}.get(made.activations, E4M3)
     values, terms = operand.values().astype(np.float32), []
     for _ in range(made.terms):
         term = values[nearest(values, scaled)]

@@ -6,6 +6,7 @@
 //   steps          of a stage                           slices                of a step
 //   step_words     stored words of a thread's step      ring_words, rings     of a thread's step
 //   code_bytes, unit_bytes, level_steps, block_scaled   as recipe.py has them
+//   whole          whether sums are whole numbers
 //   kind           of product                           slots                 stages in flight
 //   term_step      what a term is worth of the one before it, inverted
 #ifndef UNSPOOL_ARGUMENTS
@@ -24,7 +25,7 @@ struct Arguments {
     const int* experts;         // [tiles]: whose weights; negative: an empty tile. Null: expert 0
     const int* targets;         // [tiles * tokens]: row of the output; negative: none. Null: in order
     char* output;               // [m][n]
-    char* partials;             // float [tiles][2 * blocks][columns][256]
+    char* partials;             // Sum [tiles][2 * blocks][columns][256]
     int* arrivals;              // [tiles][row blocks], zero before and after
     int m, n, row_blocks, stages, across;
 };
@@ -38,9 +39,24 @@ constexpr int activation_bytes = operand_stage_bytes + block_scaled * steps * sl
 constexpr int stage_bytes = unit_bytes + activation_bytes;
 constexpr int products = 4;                     // of 16 rows (per warp) that take a ring's 8 rows
 
+// INT8 products are summed in whole numbers, all others in FP32. Where blocks of scales meet their
+// sums, those of a row are FP32, too.
+template <bool>
+struct Number {
+    using Type = float;
+};
+template <>
+struct Number<true> {
+    using Type = int;
+};
+using Part = Number<whole>::Type;
+using Sum = Number<whole && scale_mode != in_sums>::Type;
+
 // The sums of a thread: rows 2 j and 2 j + 1 of its ring, columns 8 b + 2 t and the next, at
-// [j][4 b + 2 (row % 2) + column % 2]. All three main loops leave them so.
-using Sums = float[products][4 * column_blocks];
+// [j][4 b + 2 (row % 2) + column % 2]. All three main loops leave them so. Parts: what the matrix
+// unit adds to, the same or a block's.
+using Sums = Sum[products][4 * column_blocks];
+using Parts = Part[products][4 * column_blocks];
 
 // Where a thread stands in its warpgroup.
 struct Place {
@@ -70,15 +86,32 @@ UNSPOOL_DEVICE word as_word(float value) {
 UNSPOOL_DEVICE float multiply_add(float a, float b, float c) { return std::fmaf(a, b, c); }
 #endif
 
-UNSPOOL_DEVICE Quad quad_of(float x, float y, float z, float w) {
+UNSPOOL_DEVICE word as_word(int value) { return word(value); }
+
+// A sum from its bits.
+UNSPOOL_DEVICE void from_word(word bits, float& sum) { sum = as_float(bits); }
+UNSPOOL_DEVICE void from_word(word bits, int& sum) { sum = int(bits); }
+
+template <class T>
+UNSPOOL_DEVICE Quad quad_of(T x, T y, T z, T w) {
     return {as_word(x), as_word(y), as_word(z), as_word(w)};
 }
 
-UNSPOOL_DEVICE void clear(Sums& sums) {
+template <class T>
+UNSPOOL_DEVICE void clear(T (&sums)[products][4 * column_blocks], T start = 0) {
 #pragma unroll
     for (int j = 0; j < products; ++j)
 #pragma unroll
-        for (int i = 0; i < 4 * column_blocks; ++i) sums[j][i] = 0.0f;
+        for (int i = 0; i < 4 * column_blocks; ++i) sums[j][i] = start;
+}
+
+// What products add to: a part where sums are `in_parts`, or are of another type.
+UNSPOOL_DEVICE Parts& added_to(bool in_parts, Parts& sums, Parts& part) {
+    return in_parts ? part : sums;
+}
+template <class T>
+UNSPOOL_DEVICE Parts& added_to(bool, T&, Parts& part) {
+    return part;
 }
 
 }  // namespace unspool

@@ -5,7 +5,7 @@
 namespace unspool {
 
 // Eight sums of one column: a thread's rows, which stand side by side in partials and output.
-UNSPOOL_DEVICE void column_of(const Sums& sums, int block, int e, float (&rows)[8]) {
+UNSPOOL_DEVICE void column_of(const Sums& sums, int block, int e, Sum (&rows)[8]) {
 #pragma unroll
     for (int row = 0; row < 8; ++row) rows[row] = sums[row / 2][4 * block + 2 * (row % 2) + e];
 }
@@ -19,7 +19,7 @@ UNSPOOL_DEVICE void store_partial(const Sums& sums, char* partial, const Place& 
     for (int block = 0; block < column_blocks; ++block)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-            float rows[8];
+            Sum rows[8];
             column_of(sums, block, e, rows);
             char* at = partial_at(partial, 8 * block + 2 * place.t + e, place.ring);
             store_global<Quad>(at, quad_of(rows[0], rows[1], rows[2], rows[3]));
@@ -37,8 +37,11 @@ UNSPOOL_DEVICE void add_partial(Sums& sums, const char* partial, const Place& pl
             const Quad low = load_global_fresh<Quad>(at), high = load_global_fresh<Quad>(at + 16);
             const word rows[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-            for (int row = 0; row < 8; ++row)
-                sums[row / 2][4 * block + 2 * (row % 2) + e] += as_float(rows[row]);
+            for (int row = 0; row < 8; ++row) {
+                Sum part;
+                from_word(rows[row], part);
+                sums[row / 2][4 * block + 2 * (row % 2) + e] += part;
+            }
         }
 }
 
@@ -67,7 +70,7 @@ UNSPOOL_DEVICE void store_rows(char* at, const float (&rows)[8], int count, bool
     }
 }
 
-// Terms summed, scales applied, rounded once to the type of the output.
+// Terms summed, whole numbers made FP32, scales applied, rounded once to the type of the output.
 UNSPOOL_DEVICE void store_output(
     const Sums& sums, const Arguments& a, int tile, int expert, int row_block, const Place& place) {
     const int row = 256 * row_block + 8 * place.ring;
@@ -83,14 +86,18 @@ UNSPOOL_DEVICE void store_output(
             const int target = a.targets ? load_global<int>(a.targets + slot) : slot;
             if (target < 0 || target >= a.m) continue;
             const float scale = load_global<float>(a.token_scales + slot);
-            float total[8], part[8];
-            column_of(sums, block, e, total);
+            float total[8];
+            Sum part[8];
+            column_of(sums, block, e, part);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) total[i] = float(part[i]);
 #pragma unroll
             for (int term = 1; term < terms; ++term) {
                 column_of(sums, term * token_blocks + block, e, part);
                 const float weight = term == 1 ? 1 / term_step : 1 / (term_step * term_step);
 #pragma unroll
-                for (int i = 0; i < 8; ++i) total[i] = multiply_add(part[i], weight, total[i]);
+                for (int i = 0; i < 8; ++i)
+                    total[i] = multiply_add(float(part[i]), weight, total[i]);
             }
 #pragma unroll
             for (int i = 0; i < 8; ++i) total[i] = total[i] * as_float(row_scales[i]) * scale;
@@ -126,6 +133,7 @@ UNSPOOL_DEVICE void finish(
         fence_global();
         if (place.thread == 0) store_global<int>(a.arrivals + tile * a.row_blocks + row_block, 0);
         clear(sums);
+#pragma unroll 1  // or sums get these loads' order, in the main loop too: moves, 36 registers
         for (int block = first; block <= last; ++block) add_partial(sums, partial(block), place);
     }
     store_output(sums, a, tile, expert, row_block, place);

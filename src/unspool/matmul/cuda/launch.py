@@ -20,7 +20,7 @@ RESERVED = 1024
 """Bytes of shared memory that CUDA takes of every block."""
 
 MOST_BLOCKS = {"mma_sync": 3, "wgmma": 2, "tcgen05": 2}
-"""Blocks of a multiprocessor that registers (118 to 166, 140 to 255, 150 to 200 a thread) and
+"""Blocks of a multiprocessor that registers (118 to 172, 140 to 255, 118 to 200 a thread) and
 tensor memory (half of it each) leave room for; more would only make more partial sums."""
 
 USUAL_TOKENS = 16

@@ -189,14 +189,14 @@ FLOAT32_FORMAT = 1
 
 FORMATS: Mapping[str, int] = {
     "f16": 0, "e4m3": 0, "e5m2": 1, "f8f6f4_e2m1": 5, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4,
-    "mxf4nvf4": 1,
+    "mxf4nvf4": 1, "s8": 1,
 }  # fmt: skip
 """Kind of product, in the order of the wrappers' Kind -> a_format. b_format is 0: binary16 for f16,
-E4M3 for all others; with mxf4nvf4 that of E2M1 (no kernel has it on sm_100)."""
+E4M3 for all others; with mxf4nvf4 and s8 that of A (no kernel has these on sm_100)."""
 
 CONTAINER_SHIFTS: Mapping[str, int] = {
     "f16": 0, "e4m3": 0, "e5m2": 0, "f8f6f4_e2m1": 2, "f8f6f4_e2m3": 0, "f8f6f4_e3m2": 0,
-    "mxf4nvf4": 0,
+    "mxf4nvf4": 0, "s8": 0,
 }  # fmt: skip
 """Where a narrow float begins in its byte. PTX ISA, mma with .kind::f8f6f4: four bits in the
 middle, six at the bottom; tensor memory is believed to have them the same."""

@@ -1,7 +1,7 @@
 // The main loop for sm_80, sm_89 and sm_120: warps multiply by mma.sync.
 //
 //   memory --cp.async--> stage (codes, scales | activations) --LDS--> words --decode--> operand A
-//                                                       \----LDSM--> operand B ---- mma.sync, FP32
+//                                                       \----LDSM--> operand B-- mma.sync, FP32 or whole
 //
 // A warp has 64 rows (8 rings down, 4 products of 16 rows) and all columns of the tile.
 #ifndef UNSPOOL_MAIN_LOOP
@@ -62,7 +62,7 @@ UNSPOOL_DEVICE void load_unit_scales(
 }
 
 template <Kind of>
-UNSPOOL_DEVICE void multiply_slice(float (&d)[4], const word (&a)[4], const word (&b)[2],
+UNSPOOL_DEVICE void multiply_slice(Part (&d)[4], const word (&a)[4], const word (&b)[2],
                                    const UnitScales& scales, int slice, int j, int block) {
     if constexpr (of == Kind::mxf4nvf4)
         mma_scaled<of>(d, a, b[0], b[1], scales.weights[slice / 2][j], scales.tokens[block],
@@ -72,15 +72,15 @@ UNSPOOL_DEVICE void multiply_slice(float (&d)[4], const word (&a)[4], const word
 }
 
 UNSPOOL_DEVICE void multiply_step(const Weights& weights, const Tokens& tokens_of,
-                                  const UnitScales& scales, int step, Sums& sums) {
+                                  const UnitScales& scales, int step, Parts& sums) {
 #pragma unroll
     for (int q = 0; q < slices; ++q)
 #pragma unroll
         for (int j = 0; j < products; ++j)
 #pragma unroll
             for (int b = 0; b < column_blocks; ++b) {
-                float d[4] = {sums[j][4 * b], sums[j][4 * b + 1], sums[j][4 * b + 2],
-                              sums[j][4 * b + 3]};
+                Part d[4] = {sums[j][4 * b], sums[j][4 * b + 1], sums[j][4 * b + 2],
+                             sums[j][4 * b + 3]};
                 multiply_slice<kind>(d, weights[q][j], tokens_of[q][b], scales, step * slices + q,
                                      j, b);
 #pragma unroll
@@ -96,11 +96,16 @@ UNSPOOL_DEVICE void copy_to(char* shared, const char* global, int bytes, int thr
             copy_async(shared + at + 16 * thread, global + at + 16 * thread);
 }
 
+// Whole sums of a block begin here: then a subtraction makes them FP32, where sm_80 converts at a
+// quarter of the rate. Exact below 2**22, which sums of a stage are.
+constexpr int part_start = whole ? 0x4B400000 : 0;
+static_assert(!whole || steps * slices * 32 * 128 * 127 < 1 << 22, "too long for exact sums");
+
 UNSPOOL_DEVICE void multiply_stage(
     const char* stage, const Arguments& a, int expert, int row_block, int stage_number,
     const Place& place, Tables& tables, Sums& sums) {
     const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
-    Sums part;
+    Parts part;
     UnitScales unit_scales;
     if (block_scaled)
         load_unit_scales(scales, activations + operand_stage_bytes, place, unit_scales);
@@ -116,14 +121,11 @@ UNSPOOL_DEVICE void multiply_stage(
         load_tokens(activations + 128 * matrices * slices * step, place.lane, tokens_of);
         decode_step(words, tables, weights);
         if (scale_mode == in_registers) scale_step(scales, step, place, weights);
-        if (scale_mode != in_sums) {
-            multiply_step(weights, tokens_of, unit_scales, step, sums);
-            continue;
-        }
-        if (step % scale_steps == 0) clear(part);
-        multiply_step(weights, tokens_of, unit_scales, step, part);
-        if ((step + 1) % scale_steps == 0)
-            add_scaled(sums, part, scales, step / scale_steps, place.ring);
+        constexpr bool in_parts = scale_mode == in_sums;
+        if (in_parts && step % scale_steps == 0) clear(part, Part(part_start));
+        multiply_step(weights, tokens_of, unit_scales, step, added_to(in_parts, sums, part));
+        if (in_parts && (step + 1) % scale_steps == 0)
+            add_scaled<part_start>(sums, part, scales, step / scale_steps, place.ring);
     }
 }
 

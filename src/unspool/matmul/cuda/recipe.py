@@ -6,11 +6,15 @@ fp8x2         the sum of two E4M3 terms, a scale per token           8 bits
 fp8x3         of three                                               12 bits
 fp8           one E4M3                                               4 bits
 fp4           NVFP4: one E2M1, an E4M3 scale per 16 columns          2 bits
+int8          one INT8, a scale per token                            7 bits
 
 fp4 is for what the matrix unit of sm120 scales itself: weights that are exactly E2M1 with a scale
 per row, or per block in E4M3 (or E8M0, where the scales of a row span at most the 18 powers of two
 that are E4M3; `arrange` refuses others). So MXFP4 weights share the NVFP4 product: the unit's own
 for E8M0 wants activations with powers of two for scales as well, which are coarser.
+
+int8 is for codes whose values are small integers up to a power of two. Its sums are whole numbers,
+exact in 32 bits, and become FP32 once: the result does not depend on who summed what.
 
 The terms of an activation are columns of one product: two FP8 products cost as much as one of
 binary16, and decoding to FP8 stays one instruction per register.
@@ -28,9 +32,9 @@ from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, Geometry, geometry
 from unspool.spec.format import Format
-from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, FP16
+from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, FP16, INT8, Operand
 
-TERMS: Mapping[str, int] = {"float16": 1, "fp8": 1, "fp8x2": 2, "fp8x3": 3, "fp4": 1}
+TERMS: Mapping[str, int] = {"float16": 1, "fp8": 1, "fp8x2": 2, "fp8x3": 3, "fp4": 1, "int8": 1}
 """Activations by name, and columns of the product per token."""
 
 ACTIVATIONS = ("auto", *TERMS)
@@ -43,11 +47,17 @@ KINDS: Mapping[Slot, str] = {
     Slot(E2M3, BYTES): "f8f6f4_e2m3",
     Slot(E3M2, BYTES): "f8f6f4_e3m2",
     Slot(E2M1): "mxf4nvf4",
+    Slot(INT8): "s8",
 }
 """Slot of the weights -> kind of product, as the hardware wrappers name them."""
 
-_READ: Mapping[str, str] = {"float16": "binary16", "fp4": "packed E2M1"}
+_READ: Mapping[str, str] = {"float16": "binary16", "fp4": "packed E2M1", "int8": "INT8"}
 """Activations -> what weights have to be beside them; 8-bit floats beside all others."""
+
+_NOT_BY_TCGEN05: Mapping[str, str] = {
+    "fp4": "scales of FP4 blocks belong in tensor memory, where no kernel brings them",
+    "int8": "whole sums in tensor memory are no kernel's here",
+}
 
 LOOPS: Mapping[str, str] = {
     "sm80": "mma_sync", "sm89": "mma_sync", "sm90": "wgmma", "sm100": "tcgen05", "sm120": "mma_sync"
@@ -116,6 +126,11 @@ class Recipe:
         return self.activations == "fp4"
 
     @property
+    def whole(self) -> bool:
+        """Whether operands and sums are whole numbers."""
+        return self.activations == "int8"
+
+    @property
     def _stage(self) -> int:
         return self.geometry.stage_columns
 
@@ -144,8 +159,8 @@ def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
 @functools.lru_cache(maxsize=256)
 def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | None, str]:
     """The recipe with exactly these activations, or the reason why there is none."""
-    if activations == "fp4" and LOOPS[machine.name] == "tcgen05":
-        return None, "scales of FP4 blocks belong in tensor memory, where no kernel brings them"
+    if activations in _NOT_BY_TCGEN05 and LOOPS[machine.name] == "tcgen05":
+        return None, _NOT_BY_TCGEN05[activations]
     wanted = _READ.get(activations, "8-bit floats")
     able = [slot for slot in slots(fmt.code, machine) if slot in KINDS and _read(slot) == wanted]
     if not able:
@@ -164,7 +179,9 @@ def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | N
 
 def _read(slot: Slot) -> str:
     """What operands in a slot are multiplied as."""
-    packed = {FP16: _READ["float16"], E2M1: _READ["fp4"]}
+    packed: dict[Operand, str] = {
+        FP16: _READ["float16"], E2M1: _READ["fp4"], INT8: _READ["int8"]
+    }  # fmt: skip
     return "8-bit floats" if slot.container == BYTES else packed.get(slot.operand, "8-bit floats")
 
 

@@ -4,7 +4,7 @@
     tiles                     tokens of one expert each, gathered; unused ones are skipped
     output row of a choice    token * top + choice
 
-In numpy, for the kernels' simulation: nothing routes tokens on a GPU yet.
+The definition; `model.routing` finds the same on a GPU.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def most_tiles(choices: int, experts: int, tokens: int) -> int:
 
 
 def route(choices: Int32[np.ndarray, "m top"], experts: int, tokens: int) -> Routing:
-    """Choices sorted by expert, each expert's from a new tile on; a negative choice is dropped."""
+    """Choices sorted by expert, each expert's from a new tile on; what is no expert is dropped."""
     flat = choices.reshape(-1)
     tiles = most_tiles(flat.size, experts, tokens)
     order = np.argsort(flat, kind="stable")
-    order = order[flat[order] >= 0]
+    order = order[(flat[order] >= 0) & (flat[order] < experts)]
     counts = np.bincount(flat[order], minlength=experts)
     per_expert = -(-counts // tokens)
     first_tile = np.cumsum(per_expert) - per_expert

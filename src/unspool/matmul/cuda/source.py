@@ -15,7 +15,7 @@ from importlib import resources
 
 from unspool.decode.emit_cuda import emit, header
 from unspool.errors import DeclarationError
-from unspool.matmul.cuda.activations import SMALLEST, TERM_STEP, largest_of
+from unspool.matmul.cuda.activations import TERM_STEP, largest_of, smallest_of
 from unspool.matmul.cuda.geometry import SLICE_BYTES, THREADS
 from unspool.matmul.cuda.recipe import REGISTERS, ROW, RUN_COLUMNS, SUMS, UNIT, UNIT_BLOCK, Recipe
 
@@ -113,7 +113,7 @@ def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Ke
         "rotation_factor": 1 / math.sqrt(size or 1),
         "rotate_warps": ROTATE_WARPS,
         "largest_operand": float(largest_of(made)),
-        "smallest_row": float(SMALLEST),
+        "smallest_row": float(smallest_of(made)),
     }
     text = "".join((
         *_hardware(ROTATE_THREADS), _made(constants), "namespace unspool::code_0 {}\n",
@@ -207,6 +207,7 @@ def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
         "unit_bytes": made.unit_bytes,
         "level_steps": made.level_steps,
         "block_scaled": int(made.block_scaled),
+        "whole": int(made.whole),
         "scale_mode": SCALE_MODES.index(made.scales),
         "unrolled_steps": UNROLLED_WITH_SUMS if sums else geometry.steps,
         "scale_block": block or 1,
@@ -241,16 +242,16 @@ def _wgmma(made: Recipe, columns: int) -> str:
     wide = made.kind == "f16"
     sums = [f"%{i}" for i in range(columns // 2)]
     operands = [f"%{columns // 2 + i}" for i in range(6)]
-    types = "f16.f16" if wide else f"{made.kind}.e4m3"
-    spelled = f"wgmma.mma_async.sync.aligned.m64n{columns}k{16 if wide else 32}.f32.{types}"
-    outputs = ", ".join(f'"+f"(d[{i}])' for i in range(columns // 2))
+    types = {"f16": "f32.f16.f16", "s8": "s32.s8.s8"}.get(made.kind, f"f32.{made.kind}.e4m3")
+    spelled = f"wgmma.mma_async.sync.aligned.m64n{columns}k{16 if wide else 32}.{types}"
+    outputs = ", ".join(f'"+{"r" if made.whole else "f"}"(d[{i}])' for i in range(columns // 2))
     inputs = ", ".join(f'"r"(a[{i}])' for i in range(4))
-    tail = "adds, 1, 1, 0" if wide else "adds, 1, 1"
+    tail = {"f16": "adds, 1, 1, 0", "s8": "adds"}.get(made.kind, "adds, 1, 1")
     return f"""#ifdef __CUDACC__
 namespace unspool {{
 template <Kind, int>
 UNSPOOL_DEVICE void wgmma(
-    float (&d)[{columns // 2}], const word (&a)[4], unsigned long long b, bool adds) {{
+    Part (&d)[{columns // 2}], const word (&a)[4], unsigned long long b, bool adds) {{
     asm volatile("{{ .reg .pred adds; setp.ne.b32 adds, {operands[5]}, 0; "
                  "{spelled} {{{", ".join(sums)}}}, "
                  "{{{", ".join(operands[:4])}}}, {operands[4]}, {tail}; }}"

@@ -115,15 +115,21 @@ UNSPOOL_DEVICE void scale_step(const char* scales, int step, const Place& place,
 }
 
 // Blocks of whole steps: the sums of a block times its scale are added to the sums of the row.
-UNSPOOL_DEVICE void add_scaled(Sums& sums, const Sums& part, const char* scales, int block, int ring) {
+// Whole ones may start at the bits of 1.5 * 2**23: with a sum they are the FP32 of both together.
+template <int start = 0>
+UNSPOOL_DEVICE void add_scaled(
+    Sums& sums, const Parts& part, const char* scales, int block, int ring) {
     const Quad halves = row_halves(scales, block, ring);
     const word pairs[4] = {halves.x, halves.y, halves.z, halves.w};
 #pragma unroll
     for (int j = 0; j < products; ++j) {
         const float even = value_of_f16(pairs[j] & 0xFFFF), odd = value_of_f16(pairs[j] >> 16);
 #pragma unroll
-        for (int i = 0; i < 4 * column_blocks; ++i)
-            sums[j][i] = multiply_add(part[j][i], i & 2 ? odd : even, sums[j][i]);
+        for (int i = 0; i < 4 * column_blocks; ++i) {
+            const float sum =
+                start ? as_float(word(part[j][i])) - as_float(start) : float(part[j][i]);
+            sums[j][i] = multiply_add(sum, i & 2 ? odd : even, float(sums[j][i]));
+        }
     }
 }
 

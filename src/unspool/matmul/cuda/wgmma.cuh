@@ -1,7 +1,7 @@
 // The main loop for sm_90: decoded weights are the register operand of wgmma.
 //
 //   memory --bulk copy--> stage (codes, scales | activations) --LDS--> words --decode--> operand A
-//                                                  \----- descriptor, operand B ---- wgmma, FP32
+//                                                  \----- descriptor, operand B-- wgmma, FP32 or whole
 //
 // While the matrix unit multiplies one step, the warpgroup decodes the next into other registers
 // where it has them.
@@ -29,7 +29,7 @@ UNSPOOL_DEVICE unsigned long long tokens_at(const char* stage) {
 }
 
 UNSPOOL_DEVICE void multiply_step(
-    const Weights& weights, unsigned long long tokens_of, bool adds, Sums& sums) {
+    const Weights& weights, unsigned long long tokens_of, bool adds, Parts& sums) {
     wgmma_fence();
 #pragma unroll
     for (int q = 0; q < slices; ++q)
@@ -40,7 +40,7 @@ UNSPOOL_DEVICE void multiply_step(
     wgmma_commit();
 }
 
-UNSPOOL_DEVICE void add(Sums& sums, const Sums& part) {
+UNSPOOL_DEVICE void add(Sums& sums, const Parts& part) {
 #pragma unroll
     for (int j = 0; j < products; ++j)
 #pragma unroll
@@ -51,7 +51,8 @@ UNSPOOL_DEVICE void add(Sums& sums, const Sums& part) {
 struct Consumer {
     Tables tables;
     Weights weights[operand_sets];
-    Sums sums, part;  // part: where sums are `in_parts`
+    Sums sums;
+    Parts part;  // where sums are `in_parts`
 };
 
 UNSPOOL_DEVICE void use_stage(
@@ -75,7 +76,7 @@ UNSPOOL_DEVICE void use_stage(
         if (scale_mode == in_registers) scale_step(scales, step, place, weights);
         const bool begins = scale_mode == in_sums && step % scale_steps == 0;  // a block's sums
         multiply_step(weights, tokens_of + 2 * columns * slices * step, !begins,
-                      in_parts ? mine.part : mine.sums);
+                      added_to(in_parts, mine.sums, mine.part));
         if (scale_mode == in_sums && (step + 1) % scale_steps == 0) {
             wgmma_wait<0>();
             add_scaled(mine.sums, mine.part, scales, step / scale_steps, place.ring);

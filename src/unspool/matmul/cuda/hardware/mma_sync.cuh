@@ -1,11 +1,12 @@
-// mma.sync: a warp multiplies 16 rows by 8 columns over one slice of 32 bytes, sums in FP32.
+// mma.sync: a warp multiplies 16 rows by 8 columns over one slice of 32 bytes, sums in FP32;
+// of INT8 in whole numbers.
 #ifdef __CUDACC__
 
 namespace unspool {
 
-// What stands in operand A; operand B is binary16 for f16, packed E2M1 for mxf4nvf4, E4M3 for all
-// others.
-enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2, mxf4nvf4 };
+// What stands in operand A; operand B is binary16 for f16, packed E2M1 for mxf4nvf4, INT8 for s8,
+// E4M3 for all others.
+enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2, mxf4nvf4, s8 };
 
 // LDSM: 8 x 16 byte matrices whose rows' addresses are given by lanes 0-7, 8-15, ...
 UNSPOOL_DEVICE void load_matrices(word (&r)[4], const void* row) {
@@ -53,6 +54,16 @@ UNSPOOL_DEVICE void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
 #endif
 }
 #undef UNSPOOL_MMA
+
+// Sums wrap at 2**31; 2**14 a column, they reach it after 2**17 columns, more than a product has.
+template <Kind kind>
+UNSPOOL_DEVICE void mma(int (&d)[4], const word (&a)[4], word b0, word b1) {
+    static_assert(kind == Kind::s8, "whole sums are of INT8");
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 // FP4: 64 packed E2M1 of a row and of a column, and of either four E4M3 scales, one per 16. They come
 // from one of two pairs of threads of a quad (rows) and from one of its four threads (columns).

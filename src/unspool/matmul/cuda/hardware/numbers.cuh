@@ -1,4 +1,4 @@
-// Between FP32 and narrower floats, nearest even.
+// Between FP32 and narrower numbers, nearest even.
 #ifdef __CUDACC__
 
 namespace unspool {
@@ -17,6 +17,13 @@ UNSPOOL_DEVICE word bf16_of(float value) {
     unsigned short d;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(d) : "f"(value));
     return d;
+}
+
+// An integer in two's complement, its low eight bits for INT8: of values up to 127.5 in magnitude
+UNSPOOL_DEVICE word s8_of(float value) {
+    int d;
+    asm("cvt.rni.s32.f32 %0, %1;" : "=r"(d) : "f"(value));
+    return word(d) & 0xFF;
 }
 
 #if __CUDA_ARCH__ >= 890

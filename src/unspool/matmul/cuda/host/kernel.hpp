@@ -17,9 +17,9 @@ struct alignas(8) Barrier {
     unsigned long long state;
 };
 
-// What stands in operand A; operand B is binary16 for f16, packed E2M1 for mxf4nvf4, E4M3 for all
-// others.
-enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2, mxf4nvf4 };
+// What stands in operand A; operand B is binary16 for f16, packed E2M1 for mxf4nvf4, INT8 for s8,
+// E4M3 for all others.
+enum class Kind { f16, e4m3, e5m2, f8f6f4_e2m1, f8f6f4_e2m3, f8f6f4_e3m2, mxf4nvf4, s8 };
 
 int thread_index();
 int lane_index();
@@ -36,10 +36,11 @@ void check_shared_write(const void* at, int bytes, int alignment);
 void check_global_read(const void* at, int bytes, int alignment, bool fresh);
 void check_global_write(const void* at, int bytes, int alignment);
 void wait_for_copies(int pending);
-void warp_mma(Kind kind, float* d, const word* a, word b0, word b1);
+// d: sums of four bytes each, FP32 or for s8 whole numbers
+void warp_mma(Kind kind, void* d, const word* a, word b0, word b1);
 void warp_mma_scaled(
     float* d, const word* a, word b0, word b1, word scale_a, word scale_b, int pair, int thread);
-void group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b, bool adds);
+void group_mma(Kind kind, int n, void* d, const word* a, unsigned long long b, bool adds);
 void wait_for_groups(int pending);
 void tensor_mma(
     Kind kind, word what, word d, word a, unsigned long long b, int n, bool accumulate);
@@ -104,6 +105,7 @@ void copy_bulk_once(void* shared, const void* global, int bytes, Barrier* barrie
 word f16_of(float value);
 float value_of_f16(word bits);
 word bf16_of(float value);
+word s8_of(float value);
 word e4m3_of(float value);
 float value_of_e4m3(word bits);
 word e2m1_of(float x, float y, float z, float w);
@@ -112,6 +114,12 @@ void load_matrices(word (&r)[4], const void* row);
 void load_matrices(word (&r)[2], const void* row);
 template <Kind kind>
 void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
+    static_assert(kind != Kind::s8, "sums of INT8 are whole");
+    host::warp_mma(kind, d, a, b0, b1);
+}
+template <Kind kind>
+void mma(int (&d)[4], const word (&a)[4], word b0, word b1) {
+    static_assert(kind == Kind::s8, "whole sums are of INT8");
     host::warp_mma(kind, d, a, b0, b1);
 }
 template <Kind kind>
@@ -125,6 +133,12 @@ void wgmma_fence();
 void wgmma_commit();
 template <Kind kind, int n>
 void wgmma(float (&d)[n / 2], const word (&a)[4], unsigned long long b, bool adds) {
+    static_assert(kind != Kind::s8, "sums of INT8 are whole");
+    host::group_mma(kind, n, d, a, b, adds);
+}
+template <Kind kind, int n>
+void wgmma(int (&d)[n / 2], const word (&a)[4], unsigned long long b, bool adds) {
+    static_assert(kind == Kind::s8, "whole sums are of INT8");
     host::group_mma(kind, n, d, a, b, adds);
 }
 template <int pending>

@@ -67,6 +67,8 @@ word e2m1_of(float x, float y, float z, float w) {
 }
 float value_of_e4m3(word bits) { return float(host::e4m3_values()[bits & 0xFF]); }
 
+word s8_of(float value) { return word(int(std::nearbyint(value))) & 0xFF; }
+
 word bf16_of(float value) {
     word bits;
     std::memcpy(&bits, &value, 4);

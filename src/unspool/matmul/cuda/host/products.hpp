@@ -1,5 +1,6 @@
 // mma.sync, ldmatrix and wgmma. A slice's products are summed in double and rounded once to FP32
 // when they are added: hardware keeps fewer bits (FP8 of sm_90 some 14), which no twin can settle.
+// INT8 is summed in whole numbers, as hardware does.
 #pragma once
 
 #include "copies.hpp"
@@ -29,6 +30,12 @@ inline const ByteValues& a_values(Kind kind) {
 inline double word_product(Kind kind, word a, word b) {
     if (kind == Kind::f16)
         return half_value(a) * half_value(b) + half_value(a >> 16) * half_value(b >> 16);
+    if (kind == Kind::s8) {
+        int sum = 0;
+        for (int byte = 0; byte < 32; byte += 8)
+            sum += int(std::int8_t(a >> byte)) * int(std::int8_t(b >> byte));
+        return sum;
+    }
     const ByteValues &left = a_values(kind), &right = e4m3_values();
     double sum = 0;
     for (int byte = 0; byte < 32; byte += 8)
@@ -36,16 +43,22 @@ inline double word_product(Kind kind, word a, word b) {
     return sum;
 }
 
+// The bits of a sum that a slice is added to; whole numbers wrap.
 template <class A, class B>
-float slice_product(Kind kind, float sum, const A& a, const B& b) {
+word slice_product(Kind kind, word sum, const A& a, const B& b) {
     double total = 0;
     for (int i = 0; i < slice_words; ++i) total += word_product(kind, a(i), b(i));
-    return float(sum + total);
+    if (kind == Kind::s8) return sum + word(int(total));
+    float before;
+    std::memcpy(&before, &sum, 4);
+    const float after = float(before + total);
+    std::memcpy(&sum, &after, 4);
+    return sum;
 }
 
 struct WarpProduct {
     Kind kind;
-    float* d;
+    char* d;
     const word* a;
     word b[2];
 };
@@ -61,9 +74,11 @@ inline void warp_product(Meeting& meeting) {
         const auto& mine = *static_cast<WarpProduct*>(meeting.arrived[lane].second);
         for (int i = 0; i < 4; ++i) {
             const Spot spot = d_spot(lane, i);
-            mine.d[i] = slice_product(mine.kind, mine.d[i],
-                                      [&](int w) { return a[spot.row][w]; },
-                                      [&](int w) { return b[spot.column][w]; });
+            word sum;
+            std::memcpy(&sum, mine.d + 4 * i, 4);
+            sum = slice_product(mine.kind, sum, [&](int w) { return a[spot.row][w]; },
+                                [&](int w) { return b[spot.column][w]; });
+            std::memcpy(mine.d + 4 * i, &sum, 4);
         }
     }
 }
@@ -150,8 +165,8 @@ namespace unspool {
 void load_matrices(word (&r)[4], const void* row) { host::load_rows(row, r, 4); }
 void load_matrices(word (&r)[2], const void* row) { host::load_rows(row, r, 2); }
 
-void host::warp_mma(Kind kind, float* d, const word* a, word b0, word b1) {
-    host::WarpProduct mine{kind, d, a, {b0, b1}};
+void host::warp_mma(Kind kind, void* d, const word* a, word b0, word b1) {
+    host::WarpProduct mine{kind, static_cast<char*>(d), a, {b0, b1}};
     host::Engine& all = *host::engine();
     all.meet(all.warp_place(), "mma", host::warp_lanes, &mine, host::warp_product);
 }

@@ -114,15 +114,15 @@ inline void tensor_product(const TensorProduct& it, const Clock& seen) {
         }
         for (int c = 0; c < it.n; ++c) {
             const int cell = cell_of(lane, int(it.d & 0xFFFF) + c);
-            float sum = 0;
+            word sum = 0;
             if (it.accumulate) {
                 state.shadow.read(cell, unit);
-                std::memcpy(&sum, &state.words[cell], 4);
+                sum = state.words[cell];
             }
             sum = slice_product(it.kind, sum, [&](int w) { return row[w]; },
                                 [&](int w) { return b[c * slice_words + w]; });
             state.shadow.write(cell, unit);
-            std::memcpy(&state.words[cell], &sum, 4);
+            state.words[cell] = sum;
         }
     }
 }

@@ -9,7 +9,7 @@ namespace unspool::host {
 struct GroupProduct {
     Kind kind;
     int n;
-    float* d;
+    void* d;
     const word* a;
     unsigned long long b;
     bool adds;  // to what stands in d
@@ -17,26 +17,28 @@ struct GroupProduct {
 
 struct GroupQueue {
     struct Sums {
-        std::vector<float> values;
+        std::vector<word> values;  // their bits
         int products = 0;
     };
     std::deque<std::vector<GroupProduct>> closed;
     std::vector<GroupProduct> open;
     bool fenced = false;
-    // Sums that products under way add to: their registers hold NaN until all of those are done.
-    std::map<float*, Sums> sums;
+    // Sums that products under way add to: their registers hold NaN (2143289344 of whole numbers)
+    // until all of those are done.
+    std::map<void*, Sums> sums;
 
-    void hold(float* d, int count) {
+    void hold(void* d, int count) {
         Sums& it = sums[d];
-        if (it.products++ == 0) {
-            it.values.assign(d, d + count);
-            std::fill(d, d + count, NAN);
-        }
+        if (it.products++ > 0) return;
+        const std::vector<float> meanwhile(count, NAN);
+        it.values.resize(count);
+        std::memcpy(it.values.data(), d, 4 * count);
+        std::memcpy(d, meanwhile.data(), 4 * count);
     }
-    void give_back(float* d) {
+    void give_back(void* d) {
         Sums& it = sums[d];
         if (--it.products > 0) return;
-        std::copy(it.values.begin(), it.values.end(), d);
+        std::memcpy(d, it.values.data(), 4 * it.values.size());
         sums.erase(d);
     }
 };
@@ -89,11 +91,12 @@ inline void group_product(const Meeting& meeting, std::size_t which) {
         }
     for (int thread = 0; thread < group_threads; ++thread) {
         GroupQueue& mine = group_queues()[meeting.arrived[thread].first];
-        std::vector<float>& sums = mine.sums[all[thread]->d].values;
+        std::vector<word>& sums = mine.sums[all[thread]->d].values;
         for (int i = 0; i < first.n / 2; ++i) {
             const Spot spot = group_d_spot(thread, i);
             const word* row = a[spot.row];
-            sums[i] = slice_product(first.kind, first.adds ? sums[i] : 0.0f, [&](int w) { return row[w]; },
+            sums[i] = slice_product(first.kind, first.adds ? sums[i] : 0,
+                                    [&](int w) { return row[w]; },
                                     [&](int w) { return b[spot.column * slice_words + w]; });
         }
         mine.give_back(all[thread]->d);
@@ -106,7 +109,7 @@ namespace unspool {
 
 void wgmma_fence() { host::group_queues()[thread_index()].fenced = true; }
 
-void host::group_mma(Kind kind, int n, float* d, const word* a, unsigned long long b, bool adds) {
+void host::group_mma(Kind kind, int n, void* d, const word* a, unsigned long long b, bool adds) {
     host::GroupQueue& mine = host::group_queues()[thread_index()];
     if (!mine.fenced) host::engine()->fail("wgmma without wgmma_fence since the last commit");
     mine.hold(d, n / 2);
