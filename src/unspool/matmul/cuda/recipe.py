@@ -59,6 +59,10 @@ _NOT_BY_TCGEN05: Mapping[str, str] = {
     "int8": "whole sums in tensor memory are no kernel's here",
 }
 
+SLICES_OF_THREE_TERMS = 2
+"""The most slices of a step beside which wgmma takes three terms: with 4, of E4M3 in tiles of 32
+columns, sums and operand A leave too few registers (2 to 10 spills)."""
+
 LOOPS: Mapping[str, str] = {
     "sm80": "mma_sync", "sm89": "mma_sync", "sm90": "wgmma", "sm100": "tcgen05", "sm120": "mma_sync"
 }  # fmt: skip
@@ -167,6 +171,9 @@ def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | N
         return None, f"its matrix units do not multiply the code's values as {wanted}"
     found = [geometry(fmt.code, lower(fmt.code, slot, machine)) for slot in able]
     best = min(found, key=lambda g: cost(g.lowering))
+    three = LOOPS[machine.name] == "wgmma" and TERMS[activations] == 3
+    if three and best.slices > SLICES_OF_THREE_TERMS:
+        return None, f"three terms leave steps of {best.step_columns} columns too few registers"
     wide = activations == "float16"
     scales, reason = _unit_scales(fmt, best) if activations == "fp4" else _scales(fmt, best, wide)
     if reason:
