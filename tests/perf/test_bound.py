@@ -96,7 +96,7 @@ def test_no_product_is_bounded_below_one_of_fewer_tokens():
             assert seconds == sorted(seconds)
 
 
-@pytest.mark.parametrize("name", ["s2-e4m3", "mxfp4", "nvfp4", "lut3-row", "lut-b", "t3-e2m3"])
+@pytest.mark.parametrize("name", ["s2-e4m3", "mxfp4", "lut3-row", "lut-b", "t3-e2m3"])
 @pytest.mark.parametrize("target", ["sm90", "sm120"])
 def test_the_bytes_are_those_that_a_kernel_reads(name, target):
     fmt, shape = FORMATS[name], (300, 520)
@@ -155,6 +155,7 @@ def test_estimates_are_near_what_is_recorded(name):
 
 
 @counting
+@pytest.mark.slow
 def test_a_whole_loop_is_bounded_no_lower_than_its_decoder():
     made = recipe(FORMATS["s3-e4m3"], machine("sm90"), "fp8")
     loop = count_loop(made, 8, toolchain())
