@@ -42,7 +42,7 @@ class Row:
     """A code with its two figures: error of its rings, and instructions per weight of the target.
 
     counted: in machine code; else by our lowering, or by the source. found: by this search.
-    predicted: the bound of a large product at batch 1 on a GPU of the target; None without a kernel.
+    predicted: the bound of a large product at batch 1 on the target's GPU; None without a kernel.
     """
 
     name: str
