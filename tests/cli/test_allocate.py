@@ -31,6 +31,26 @@ def test_a_plan_becomes_a_checkpoint_of_mixed_formats(run, tiny, text, tmp_path:
     assert 0 < done.json["kl"] < 2
 
 
+def test_a_plan_within_the_time_of_one_format_says_its_own(run, tiny, text, tmp_path: Path):
+    plan = tmp_path / "plan.json"
+    asked = ("allocate", tiny, "-o", plan, "--calibration", text, "--calibration-tokens", 64,
+             "--rounds", 1, "--formats", "t2-e2m1,t2.5-e2m3,t3-e2m3")  # fmt: skip
+    told = run(*asked, "--bits", 2.5, "--time", "h200:16", "--json")
+    assert told.code == 0, told.err
+    time = json.loads(plan.read_text())["time"]
+    assert told.json["time"] == time
+    assert (time["gpu"], time["batch"]) == ("h200", 16)
+    assert time["status"] == "bounds; not run on a GPU"
+    assert 0 < time["us"] <= time["budget_us"]
+    assert told.json["loss"] <= told.json["losses"][0]
+    short = run(*asked, "--bits", 2.5, "--time", "h200:16=0.5")
+    assert short.code == 2
+    assert "found 0.500 us; allowed:" in short.err
+    wide = run(*asked, "--size", "1MB", "--time", f"RTX 5090:1={1e6}")
+    assert wide.code == 0, wide.err
+    assert "on rtx5090 (bounds; not run on a GPU); a microsecond more is worth 0" in wide.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -39,6 +59,10 @@ def test_a_plan_becomes_a_checkpoint_of_mixed_formats(run, tiny, text, tmp_path:
         (("--size", "9 lightyears"), "--size"),
         (("--size", "1kB"), "too small"),
         (("--bits", 2, "--formats", "t9"), "no such format"),
+        (("--bits", 2, "--time", "h300:1"), "no such GPU; found h300; allowed: h100"),
+        (("--bits", 2, "--time", "h200"), "not a budget of time"),
+        (("--bits", 2, "--time", "h200:0=3"), "not a budget of time"),
+        (("--bits", 2, "--time", "h200:1=0.001"), "found 0.001 us; allowed: "),
     ],
 )
 def test_bad_input_is_explained(run, tiny, text, tmp_path, arguments, part):

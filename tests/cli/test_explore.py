@@ -28,6 +28,9 @@ def test_a_found_code_goes_through_a_model(run, tiny, text, tmp_path: Path):
         assert {"name", "mse", "total", "bits_per_weight", "operand", "target"} <= set(row)
     found = [row for row in rows if row["found"]]
     assert [r["total"] for r in found] == sorted(r["total"] for r in found)
+    for row in found:
+        assert row["predicted"]["device"] == "h200"
+        assert 0 < row["predicted"]["fraction"] <= 1
     assert "exl3-mul1" in {row["name"] for row in rows if not row["found"]}
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert json.loads(file.read_text())["name"] in {row["name"] for row in found}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as encode_json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +18,23 @@ from unspool.cli.terminal import AsJson, Quiet, byte_count, print_json, print_ta
 from unspool.errors import CheckpointError, DeclarationError
 
 if TYPE_CHECKING:
-    from unspool.explore.allocate import Group
+    from unspool.explore.allocate import Budget, Group
     from unspool.explore.plans import Allocation
+    from unspool.explore.times import Step
 
 TOKENS = 16384
 """Calibration tokens by default: a loss is measured some ten times per group of layers."""
 
-COLUMNS = ("layers", "format", "bytes")
+COLUMNS = ("layers", "format", "bytes", "us at least")
+
+Time = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GPU:BATCH[=US]",
+        help="Microseconds that a step's quantized layers may need at least (unspool bound); "
+        "without a number those of the uniform format.",
+    ),
+]
 
 
 def allocate(
@@ -34,6 +46,7 @@ def allocate(
     size: Annotated[
         str | None, typer.Option(help="Bytes of the quantized layers: 60MB, 4GiB.")
     ] = None,
+    time: Time = None,
     formats: Annotated[
         str | None, typer.Option(help="Formats to choose from, with commas between.")
     ] = None,
@@ -48,7 +61,7 @@ def allocate(
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> None:
-    """Choose a format per layer: least KL on a calibration text within a budget of bytes.
+    """Choose a format per layer: least KL on a calibration text within budgets of bytes and time.
 
     What was measured stays in OUT.measured, so that a run that was stopped goes on. The plan is for
     `unspool quantize --plan OUT`. The whole model is held in float32.
@@ -58,20 +71,27 @@ def allocate(
     check_scipy()
     if (bits is None) == (size is None):
         raise DeclarationError("one of --bits and --size says how large")
+    step, microseconds = (None, None) if time is None else _step(time)
     names = _names(formats)
     source = resolve(path)
     groups = _groups(source, names, include or (), exclude or ())
-    budget = _budget(groups, bits, size)
+    groups = groups if step is None else step.timed(groups)
+    budget = _budget(groups, bits, size, step, microseconds)
     windows = calibration_windows(calibration, source, calibration_tokens)
     plan = _allocated(source, groups, budget, windows, out, rounds, threads, quiet)
-    found = _document(plan, path, budget)
+    found = _document(plan, path, budget, step)
+    _write(found, out)
+    print_json(found) if json else _show(plan, found)
+
+
+def _write(found: dict[str, Any], out: Path) -> None:
+    """The plan's file; raises CheckpointError."""
     try:
         out.write_text(encode_json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
             "the plan cannot be written", where=str(out), found=error.strerror
         ) from error
-    print_json(found) if json else _show(plan, found)
 
 
 def _names(formats: str | None) -> tuple[str, ...]:
@@ -96,29 +116,71 @@ def _groups(source: str, names: tuple[str, ...], include: Any, exclude: Any) -> 
     return grouped(layers, names)
 
 
-def _budget(groups: tuple[Group, ...], bits: float | None, size: str | None) -> int:
-    """Bytes of the quantized layers. A rate between two uniform formats is on the line between."""
-    if size is not None:
-        return byte_size(size, "--size")
-    from unspool.spec.catalog import DEFAULTS, parse
+def _step(given: str) -> tuple[Step, float | None]:
+    """GPU and tokens, and microseconds if there are any; raises DeclarationError."""
+    from unspool.explore.times import Step
+    from unspool.perf.device import device
 
-    assert bits is not None
+    asked = re.fullmatch(r"([^:=]+):0*([1-9]\d*)(?:=(\d+(?:\.\d*)?))?", given.strip())
+    if asked is None:
+        raise DeclarationError(
+            "not a budget of time", where="--time", found=given, allowed="h200:1, h200:16=120.5"
+        )
+    step = Step(device=device(asked[1]), tokens=int(asked[2]))
+    return step, None if asked[3] is None else float(asked[3])
+
+
+def _budget(
+    groups: tuple[Group, ...],
+    bits: float | None,
+    size: str | None,
+    step: Step | None,
+    microseconds: float | None,
+) -> Budget:
+    """Bytes of the quantized layers and, with a step, nanoseconds of it."""
+    from unspool.explore.allocate import BYTES, NANOSECONDS, TIME
+    from unspool.explore.plans import start
+    from unspool.spec.catalog import parse
+
+    shapes = [shape for group in groups for shape in group.shapes]
+    if size is not None:
+        found = {BYTES: byte_size(size, "--size")}
+    else:
+        assert bits is not None
+        found = {
+            BYTES: _between(bits, lambda f: sum(parse(f).stored_bits(*s) // 8 for s in shapes))
+        }
+    if step is None:
+        return found
+    if microseconds is not None:
+        return {**found, TIME: round(microseconds * NANOSECONDS / 1e6)}
+    if bits is not None:
+        time = _between(bits, lambda f: round(step.seconds(f, shapes) * NANOSECONDS))
+    else:
+        begin = start(groups, found)
+        time = TIME.total([group.option(begin[group.name]) for group in groups])
+    return {**found, TIME: time}
+
+
+def _between(bits: float, of: Callable[[str], int]) -> int:
+    """What uniform formats of a rate need; of one between two rates, on the line between."""
+    from unspool.spec.catalog import DEFAULTS
+
     rates = sorted(DEFAULTS)
     if not rates[0] <= bits <= rates[-1]:
         raise DeclarationError("no such rate", where="--bits", found=bits,
                                allowed=f"{rates[0]:g} to {rates[-1]:g}")  # fmt: skip
     low = max(rate for rate in rates if rate <= bits)
     high = min(rate for rate in rates if rate >= bits)
-    shapes = [shape for group in groups for shape in group.shapes]
-    sizes = [sum(parse(DEFAULTS[r]).stored_bits(*s) // 8 for s in shapes) for r in (low, high)]
+    ends = [of(DEFAULTS[rate]) for rate in (low, high)]
     share = 0.0 if low == high else (bits - low) / (high - low)
-    return int(sizes[0] + share * (sizes[1] - sizes[0]))
+    return int(ends[0] + share * (ends[1] - ends[0]))
 
 
 def _allocated(
     source: str,
     groups: tuple[Group, ...],
-    budget: int,
+    budget: Budget,
     windows: Any,
     out: Path,
     rounds: int,
@@ -145,31 +207,58 @@ def _allocated(
         return allocated(groups, budget, gauge, measured, rounds=rounds, progress=advance)
 
 
-def _document(plan: Allocation, path: str, budget: int) -> dict[str, Any]:
+def _document(plan: Allocation, path: str, budget: Budget, step: Step | None) -> dict[str, Any]:
+    from unspool.explore.allocate import BYTES
+
     weights = sum(group.weights for group in plan.groups)
     return {
         "model": path,
-        "budget": budget,
-        "bytes": plan.bytes,
-        "bits_per_weight": 8 * plan.bytes / weights,
+        "budget": budget[BYTES],
+        "bytes": plan.total(BYTES),
+        "bits_per_weight": 8 * plan.total(BYTES) / weights,
+        "time": None if step is None else _time(plan, budget, step),
         "loss": plan.loss,
         "losses": plan.losses,
-        "price_per_byte": plan.price,
+        "price_per_byte": plan.prices[BYTES],
         "worth": [{**vars(each), "words": str(each)} for each in plan.worth],
         "formats": plan.layers(),
     }
 
 
+def _time(plan: Allocation, budget: Budget, step: Step) -> dict[str, Any]:
+    """The predicted time of a plan: microseconds, and what one more is worth."""
+    from unspool.explore.allocate import TIME
+    from unspool.perf.bound import STATUS
+
+    return {
+        "gpu": step.device.name,
+        "batch": step.tokens,
+        "status": STATUS,
+        "budget_us": budget[TIME] / 1000,
+        "us": plan.total(TIME) / 1000,
+        "price_per_us": 1000 * plan.prices[TIME],
+    }
+
+
 def _show(plan: Allocation, found: dict[str, Any]) -> None:
+    chosen = [(group, group.option(plan.formats[group.name])) for group in plan.groups]
     rows = [
-        (group.name, plan.formats[group.name],
-         f"{group.option(plan.formats[group.name]).bytes:,}") for group in plan.groups
-    ]  # fmt: skip
-    print_table(f"{found['model']} in {byte_count(found['budget'])}", COLUMNS, rows, left=2)
+        (group.name, option.format, f"{option.bytes:,}", f"{1e6 * option.seconds:.3f}")
+        for group, option in chosen
+    ]
+    shown = len(COLUMNS) if found["time"] else len(COLUMNS) - 1
+    title = f"{found['model']} in {byte_count(found['budget'])}"
+    print_table(title, COLUMNS[:shown], (row[:shown] for row in rows), left=2)
     print(
-        f"{found['bits_per_weight']:.4f} bits per weight, {byte_count(plan.bytes)}; "
+        f"{found['bits_per_weight']:.4f} bits per weight, {byte_count(found['bytes'])}; "
         f"KL on the calibration text {plan.loss:.5f}, of the start {plan.losses[0]:.5f}"
     )
-    print(f"a kilobyte more is worth {-1000 * plan.price:.2g} of it")
+    print(f"a kilobyte more is worth {0 - 1000 * found['price_per_byte']:.2g} of it")
+    if time := found["time"]:
+        print(
+            f"at least {time['us']:,.3f} us of {time['budget_us']:,.3f} us a step of "
+            f"{time['batch']} tokens on {time['gpu']} ({time['status']}); "
+            f"a microsecond more is worth {0 - time['price_per_us']:.2g} of it"
+        )
     for each in plan.worth[:3]:
         print(each)

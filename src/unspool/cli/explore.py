@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from unspool.explore.explorer import Settings, State
     from unspool.explore.report import Row
 
-COLUMNS = ("code", "operand", "MSE", "instructions", "over the bound", "edges/weight")
+COLUMNS = (
+    "code", "operand", "MSE", "instructions", "of bandwidth", "over the bound", "edges/weight"
+)  # fmt: skip
 
 
 BitsAsked = Annotated[float, typer.Option("--bits", "-b", help="Bits per weight.")]
@@ -96,8 +98,16 @@ def explore(
         rows = [row.to_json() for row in shown]
         print_json({"settings": done, "scored": state.scored, "rows": rows})
     else:
-        title = f"{state.scored} codes in {state.generation} generations"
+        title = f"{state.scored} codes in {state.generation} generations" + _predicted_on(shown)
         print_table(title, COLUMNS, (row.cells() for row in shown), left=2)
+
+
+def _predicted_on(rows: Sequence[Row]) -> str:
+    """What the fractions of bandwidth are of."""
+    from unspool.perf.bound import STATUS
+
+    found = next((row.predicted for row in rows if row.predicted), None)
+    return "" if found is None else f"; of bandwidth at batch 1 on {found.device} ({STATUS})"
 
 
 def _check_place(file: Path | None) -> None:

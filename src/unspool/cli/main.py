@@ -20,6 +20,7 @@ import unspool
 from unspool.cli import (
     allocate,
     bench,
+    bound,
     count,
     demo,
     eval,
@@ -48,6 +49,7 @@ VERBS: Mapping[str, Callable[..., None]] = {
     "allocate": allocate.allocate,
     "search": search.search,
     "count": count.count,
+    "bound": bound.bound,
 }
 
 EPILOG = (

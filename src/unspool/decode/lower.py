@@ -7,6 +7,7 @@ Every way that gives exactly the code's values is written down; the choice is by
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator
 
 from unspool.decode.fields import Fields, convert, why_not_wider
@@ -23,6 +24,8 @@ from unspool.spec.operand import FP16
 LOAD_COST = 6
 """ALU slots of a look-up: shared memory serves 32 lanes a clock where the ALU takes 64, and 32
 random indices meet about threefold in 32 banks."""
+
+LOADS = ("load", "load-at")
 
 
 def why_not(code: Code, slot: Slot, machine: Machine) -> str:
@@ -64,15 +67,21 @@ def lower(code: Code, slot: Slot, machine: Machine) -> Lowering:
     return lowerings(code, slot, machine)[0]
 
 
-def cost(lowering: Lowering) -> float:
-    """Estimated instructions per weight; a multiplication and the sum behind it are one."""
+def operations(lowering: Lowering) -> Counter[str]:
+    """Instructions of a ring by operation; a multiplication and the sum behind it are one."""
     products = {i.result for i in lowering.instructions if i.op == "mul"}
-    total = 0
-    for instruction in lowering.instructions:
-        fused = instruction.op == "add" and products & set(map(str, instruction.arguments))
-        free = instruction.op == "level" or fused
-        total += 0 if free else LOAD_COST if instruction.op in ("load", "load-at") else 1
-    return total / lowering.weights
+    return Counter(
+        i.op
+        for i in lowering.instructions
+        if i.op != "level" and not (i.op == "add" and products & set(map(str, i.arguments)))
+    )
+
+
+def cost(lowering: Lowering) -> float:
+    """Estimated instructions per weight, look-ups at what they are worth of the ALU."""
+    found = operations(lowering)
+    loads = sum(found[op] for op in LOADS)
+    return (found.total() + (LOAD_COST - 1) * loads) / lowering.weights
 
 
 def _plain(code: Code, slot: Slot, machine: Machine) -> Iterator[Lowering]:

@@ -1,14 +1,15 @@
-"""Formats to groups of layers under a budget of bytes: the exact least of the summed losses.
+"""Formats to groups of layers under budgets: the exact least of the summed losses.
 
-One binary variable per group and option, one option per group, one row for the bytes: a
-multiple-choice knapsack, which HiGHS solves (`scipy.optimize.milp`, the extra `allocate`). The dual
-of the bytes' row in its linear relaxation is the price: what the loss falls per byte more.
+One binary variable per group and option, one option per group, one row per resource that has a
+budget (bytes, predicted time): a multiple-choice knapsack, which HiGHS solves
+(`scipy.optimize.milp`, the extra `allocate`). The dual of a row in the linear relaxation is the
+price of its resource: what the loss falls per unit more.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -17,14 +18,56 @@ import numpy as np
 
 from unspool.errors import ModelError, UnspoolError
 
+NANOSECONDS = 1e9
+"""Per second: what times are rounded to, so that their sums are exact."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What a group costs in one format: stored bytes, and the loss that is expected of it."""
+    """What a group costs in one format: stored bytes, predicted time, the loss expected of it."""
 
     format: str
     bytes: int
     loss: float
+    #: whole nanoseconds; 0 where no time is asked for
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resource:
+    """What options need and a budget limits, in whole units."""
+
+    of: Callable[[Option], int]
+    #: an amount in words
+    shown: Callable[[int], str]
+    #: formats that need less of it
+    less: str
+
+    def total(self, options: Sequence[Option]) -> int:
+        """What all of them need."""
+        return sum(self.of(option) for option in options)
+
+
+BYTES = Resource(
+    of=lambda option: option.bytes,
+    shown=lambda amount: f"{amount:,} bytes",
+    less="formats of fewer bits",
+)
+
+TIME = Resource(
+    of=lambda option: round(option.seconds * NANOSECONDS),
+    shown=lambda amount: f"{amount / 1000:,.3f} us",
+    less="formats that take less time",
+)
+"""In nanoseconds."""
+
+Budget = Mapping[Resource, int]
+"""The most of each limited resource."""
+
+
+def fits(options: Sequence[Option], budget: Budget) -> bool:
+    """Whether options are within a budget."""
+    return all(resource.total(options) <= limit for resource, limit in budget.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +93,10 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One option per group, in the groups' order, and the price of a byte: loss saved per byte."""
+    """One option per group, in the groups' order; prices: loss saved per unit of a resource."""
 
     options: tuple[Option, ...]
-    price: float
-
-    @property
-    def bytes(self) -> int:
-        """Stored bytes of all groups."""
-        return sum(option.bytes for option in self.options)
+    prices: Mapping[Resource, float]
 
     @property
     def loss(self) -> float:
@@ -87,28 +125,45 @@ def check_scipy() -> None:
     _optimize()
 
 
-def choose(groups: Sequence[Group], budget: int) -> Choice:
-    """The options of least total loss whose bytes are at most `budget`.
+def choose(groups: Sequence[Group], budget: Budget) -> Choice:
+    """The options of least total loss within a budget.
 
-    Raises ModelError, with the least bytes that are enough, for a budget that is too small.
+    Raises ModelError, with the least of a resource that is enough, for a budget that is too small.
     """
-    least = sum(min(option.bytes for option in group.options) for group in groups)
-    if budget < least:
-        raise ModelError(
-            "the budget is too small for the quantized layers",
-            found=f"{budget:,} bytes",
-            allowed=f"{least:,} bytes or more, or formats of fewer bits",
-        )
-    problem = _Problem(groups)
-    spare = 0
-    while True:
-        # HiGHS takes a number within 1e-6 of 0 or 1 as whole, so that large layers can overshoot by
-        # some bytes: then once more with that much less.
-        picked = problem.best(budget - spare)
-        over = sum(option.bytes for option in picked) - budget
-        if over <= 0:
-            return Choice(options=picked, price=problem.price(budget))
-        spare += over
+    problem = _Problem(groups, tuple(budget))
+    losses = [option.loss for group in groups for option in group.options]
+    picked = problem.within(losses, budget)
+    if picked is None:
+        raise _too_small(problem, budget)
+    return Choice(options=picked, prices=problem.prices(losses, budget))
+
+
+def smallest(groups: Sequence[Group], budget: Budget) -> tuple[Option, ...]:
+    """The options of fewest bytes within a budget; raises ModelError where none are."""
+    problem = _Problem(groups, tuple({BYTES: 0, **budget}))
+    picked = problem.least(BYTES, budget)
+    if picked is None:
+        raise _too_small(problem, budget)
+    return picked
+
+
+def _too_small(problem: _Problem, budget: Budget) -> ModelError:
+    """The error of a budget: which limit is too small beside the others, and what would do."""
+    for resource in reversed(tuple(budget)):
+        others = {other: limit for other, limit in budget.items() if other is not resource}
+        picked = problem.least(resource, others)
+        if picked is not None:
+            break
+    else:  # none can be met whatever the others are
+        resource, others = next(iter(budget)), {}
+        picked = problem.least(resource, others)
+    assert picked is not None
+    beside = "".join(f" in {other.shown(limit)}" for other, limit in others.items())
+    return ModelError(
+        "the budget is too small for the quantized layers",
+        found=resource.shown(budget[resource]),
+        allowed=f"{resource.shown(resource.total(picked))} or more{beside}, or {resource.less}",
+    )
 
 
 def worth(groups: Sequence[Group], choice: Choice) -> list[Worth]:
@@ -164,36 +219,76 @@ def _ranges(places: Sequence[int | None]) -> str:
 
 
 class _Problem:
-    """The integer program: losses over their sum, bytes above each group's least in units of their
-    common divisor."""
+    """The integer program: costs over their sum, a resource above each group's least in units of
+    its common divisor."""
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group], resources: Sequence[Resource]) -> None:
         self._groups = groups
         pairs = [(place, o) for place, g in enumerate(groups) for o in g.options]
         self._owner = np.array([place for place, _ in pairs])
-        least = [min(option.bytes for option in group.options) for group in groups]
-        above = [option.bytes - least[place] for place, option in pairs]
-        losses = np.array([option.loss for _, option in pairs])
-        self._least, self._unit = sum(least), gcd(*above) or 1
-        self._bytes = np.array([size // self._unit for size in above], float)
-        self._scale = float(np.abs(losses).sum()) or 1.0
-        self._losses = losses / self._scale
         self._one = (self._owner == np.arange(len(groups))[:, None]).astype(float)
+        self._least: dict[Resource, int] = {}
+        self._unit: dict[Resource, int] = {}
+        self._row: dict[Resource, np.ndarray] = {}
+        for resource in resources:
+            least = [min(map(resource.of, group.options)) for group in groups]
+            above = [resource.of(option) - least[place] for place, option in pairs]
+            self._least[resource], self._unit[resource] = sum(least), gcd(*above) or 1
+            self._row[resource] = np.array([a // self._unit[resource] for a in above], float)
 
-    def best(self, budget: int) -> tuple[Option, ...]:
+    def within(self, costs: Sequence[float], budget: Budget) -> tuple[Option, ...] | None:
+        """The options of least cost within a budget, None where there are none."""
+        room = dict(budget)
+        while True:
+            # HiGHS takes a number within 1e-6 of 0 or 1 as whole, so that large layers can
+            # overshoot by some bytes: then once more with that much less.
+            picked = self._best(costs, room)
+            if picked is None or fits(picked, budget):
+                return picked
+            for resource, limit in budget.items():
+                room[resource] -= max(resource.total(picked) - limit, 0)
+
+    def least(self, resource: Resource, budget: Budget) -> tuple[Option, ...] | None:
+        """The options that need least of a resource within a budget."""
+        return self.within(self._row[resource].tolist(), budget)
+
+    def prices(self, costs: Sequence[float], budget: Budget) -> dict[Resource, float]:
+        """What the relaxed optimum falls per unit more; 0 where a budget does not bind."""
+        scaled, scale = _scaled(costs)
+        found = _optimize().linprog(
+            scaled,
+            A_ub=np.array([self._row[resource] for resource in budget]),
+            b_ub=self._room(budget),
+            A_eq=self._one,
+            b_eq=np.ones(len(self._groups)),
+            bounds=(0, 1),
+            method="highs",
+        )
+        return {
+            resource: max(-float(marginal) * scale / self._unit[resource], 0.0)
+            for resource, marginal in zip(budget, found.ineqlin.marginals, strict=True)
+        }
+
+    def _best(self, costs: Sequence[float], budget: Budget) -> tuple[Option, ...] | None:
+        if any(limit < self._least[resource] for resource, limit in budget.items()):
+            return None
         optimize = _optimize()
-        rows = np.vstack([self._bytes, self._one])
         ones = np.ones(len(self._groups))
+        rows = [*(self._row[resource] for resource in budget), *self._one]
         limits = optimize.LinearConstraint(
-            rows, np.append(-np.inf, ones), np.append(self._room(budget), ones)
+            np.array(rows),
+            np.append(np.full(len(budget), -np.inf), ones),
+            np.append(self._room(budget), ones),
         )
         found = optimize.milp(
-            self._losses,
+            _scaled(costs)[0],
             constraints=limits,
             bounds=optimize.Bounds(0, 1),
-            integrality=np.ones(len(self._losses)),
+            integrality=np.ones(len(costs)),
             options={"mip_rel_gap": 0.0},
         )
+        if found.status == _INFEASIBLE:
+            return None
         if found.x is None:
             raise ModelError("no allocation was found", found=found.message)
         places = [np.flatnonzero(self._owner == place) for place in range(len(self._groups))]
@@ -202,21 +297,19 @@ class _Problem:
             for group, mine in zip(self._groups, places, strict=True)
         )
 
-    def price(self, budget: int) -> float:
-        """What the relaxed optimum falls per byte more; 0 where the budget does not bind."""
-        found = _optimize().linprog(
-            self._losses,
-            A_ub=self._bytes[None],
-            b_ub=[self._room(budget)],
-            A_eq=self._one,
-            b_eq=np.ones(len(self._groups)),
-            bounds=(0, 1),
-            method="highs",
-        )
-        return max(-float(found.ineqlin.marginals[0]) * self._scale / self._unit, 0.0)
+    def _room(self, budget: Budget) -> np.ndarray:
+        room = [(limit - self._least[r]) // self._unit[r] for r, limit in budget.items()]
+        return np.array(room, float)
 
-    def _room(self, budget: int) -> float:
-        return float(max((budget - self._least) // self._unit, 0))
+
+_INFEASIBLE = 2
+"""Of scipy's statuses."""
+
+
+def _scaled(costs: Sequence[float]) -> tuple[np.ndarray, float]:
+    """Costs over the sum of their magnitudes, and that sum."""
+    scale = float(np.abs(costs).sum()) or 1.0
+    return np.array(costs) / scale, scale
 
 
 def _optimize() -> Any:

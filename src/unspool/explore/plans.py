@@ -1,6 +1,6 @@
 """The plan of a model: formats by measured losses, solved, measured again around what was chosen.
 
-start     every group in the largest uniform format within the budget, or else in its smallest
+start     every group in the largest uniform format within the budget, or else what is smallest
 a round   each group in turn in other formats, the rest as they are: what the loss becomes
           HiGHS picks the formats of least summed change within the budget, whose loss is measured
 end       the plan with the lowest measured loss, the start among them
@@ -11,7 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unspool.explore.allocate import Choice, Group, Option, Worth, choose, worth
+from unspool.explore.allocate import (
+    BYTES,
+    Budget,
+    Choice,
+    Group,
+    Option,
+    Resource,
+    Worth,
+    choose,
+    fits,
+    smallest,
+    worth,
+)
 from unspool.explore.sensitivity import Gauge, Measured
 from unspool.model.progress import Progress
 
@@ -29,12 +41,16 @@ class Allocation:
 
     groups: tuple[Group, ...]
     formats: Formats
-    bytes: int
     loss: float
     losses: tuple[float, ...]
-    #: loss saved per byte more, by the losses measured around the round before
-    price: float
+    #: loss saved per unit more of a resource, by what was measured when this plan was chosen; of
+    #: the start, around it
+    prices: Mapping[Resource, float]
     worth: tuple[Worth, ...]
+
+    def total(self, resource: Resource) -> int:
+        """What the plan needs of a resource."""
+        return resource.total([g.option(self.formats[g.name]) for g in self.groups])
 
     def layers(self) -> dict[str, str]:
         """The format of every layer."""
@@ -43,55 +59,51 @@ class Allocation:
 
 def allocated(
     groups: Sequence[Group],
-    budget: int,
+    budget: Budget,
     gauge: Gauge,
     measured: Measured,
     *,
     rounds: int = ROUNDS,
     progress: Progress = lambda done, total, what: None,
 ) -> Allocation:
-    """The plan of least measured loss whose bytes are at most `budget`.
+    """The plan of least measured loss within a budget.
 
-    Raises ModelError, with the least bytes that are enough, for a budget that is too small.
+    Raises ModelError, with the least that is enough, for a budget that is too small.
     """
     choose(groups, budget)  # refuses before anything is measured
     now = start(groups, budget)
-    begin = measured.kl(gauge, now)
-    best: tuple[float, Formats, Choice, list[Group]] | None = None
-    losses = [begin]
+    losses = [measured.kl(gauge, now)]
+    plans: list[tuple[float, Formats, Choice, list[Group]]] = []
     for number in range(rounds):
         tried = _near(groups, now, REACH[min(number, len(REACH) - 1)])
         known = _losses(tried, now, losses[-1], gauge, measured, _step(progress, number, rounds))
         choice = choose(known, budget)
+        if not plans:
+            around = tuple(g.option(now[g.name]) for g in known)
+            plans.append((losses[0], now, replace(choice, options=around), known))
         now = _formats(known, choice)
         losses.append(measured.kl(gauge, now))
-        if best is None or losses[-1] < best[0]:
-            best = losses[-1], now, choice, known
-    assert best is not None
-    loss, formats, choice, known = best
-    if begin < loss:
-        loss, formats = begin, start(groups, budget)
-        choice = replace(choice, options=tuple(g.option(formats[g.name]) for g in known))
+        plans.append((losses[-1], now, choice, known))
+    loss, formats, choice, known = min(plans, key=lambda plan: plan[0])
     return Allocation(
         groups=tuple(groups),
         formats=formats,
-        bytes=sum(g.option(formats[g.name]).bytes for g in groups),
         loss=loss,
         losses=tuple(losses),
-        price=choice.price,
+        prices=choice.prices,
         worth=tuple(worth(known, choice)),
     )
 
 
-def start(groups: Sequence[Group], budget: int) -> Formats:
-    """The largest uniform format within the budget; else the least option of every group."""
+def start(groups: Sequence[Group], budget: Budget) -> Formats:
+    """The largest uniform format within the budget; else the options of fewest bytes within it."""
     common = set.intersection(*({o.format for o in g.options} for g in groups))
-    sizes = {name: sum(g.option(name).bytes for g in groups) for name in common}
-    able = [name for name in sizes if sizes[name] <= budget]
+    uniform = {name: [g.option(name) for g in groups] for name in common}
+    able = [name for name, options in uniform.items() if fits(options, budget)]
     if able:
-        largest = max(able, key=lambda name: (sizes[name], name))
+        largest = max(able, key=lambda name: (BYTES.total(uniform[name]), name))
         return {g.name: largest for g in groups}
-    return {g.name: min(g.options, key=lambda o: o.bytes).format for g in groups}
+    return {g.name: o.format for g, o in zip(groups, smallest(groups, budget), strict=True)}
 
 
 def _near(groups: Sequence[Group], now: Mapping[str, str], reach: int) -> list[Group]:

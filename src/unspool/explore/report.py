@@ -15,7 +15,10 @@ from unspool.explore import published
 from unspool.explore.explorer import Settings
 from unspool.explore.front import Found, pareto
 from unspool.explore.score import Sample, branches, distortion, estimated, slot_of
-from unspool.perf.count import count
+from unspool.matmul.cuda.recipe import recipe
+from unspool.perf.bound import Bound, bound, of_count
+from unspool.perf.count import PACKED_FP4, Count, count
+from unspool.perf.device import DEVICES, OF_TARGET
 from unspool.perf.toolchain import toolchain, why_not
 from unspool.spec.catalog.files import write_format
 from unspool.spec.code import Code
@@ -28,6 +31,9 @@ PUBLISHED_WEIGHTS = 65536
 WORST = 2.5
 """Times the bound: Lloyd-Max levels, which decode for nothing, have 1.5 at 1 bit, 2.4 at 4."""
 
+SIZE = (8192, 28672)
+"""(n, k) of the product that bounds are of: large, so that its launch is little."""
+
 check_plot = check_matplotlib
 
 
@@ -36,6 +42,7 @@ class Row:
     """A code with its two figures: error of its rings, and instructions per weight of the target.
 
     counted: in machine code; else by our lowering, or by the source. found: by this search.
+    predicted: the bound of a large product at batch 1 on the target's GPU; None without a kernel.
     """
 
     name: str
@@ -49,11 +56,15 @@ class Row:
     source: str = ""
     edges: int | None = None
     code: Code | None = None
+    predicted: Bound | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, the code as its declaration."""
-        total = None if self.total == float("inf") else self.total
-        return asdict(self) | {"total": total, "code": self.code.to_json() if self.code else None}
+        return asdict(self) | {
+            "total": None if self.total == float("inf") else self.total,
+            "code": self.code.to_json() if self.code else None,
+            "predicted": self.predicted.to_json() if self.predicted else None,
+        }
 
     def cells(self) -> tuple[str, ...]:
         """The cells of a table."""
@@ -61,6 +72,7 @@ class Row:
         return (
             self.name, self.operand, f"{self.mse:.5f}",
             f"{self.total:.3f}{'' if self.counted else ' *'}" if known else "",
+            f"{100 * self.predicted.fraction:.0f} %" if self.predicted else "",
             f"{self.mse * 4**self.bits_per_weight:.3f}x", f"{self.edges:,}" if self.edges else "",
         )  # fmt: skip
 
@@ -71,8 +83,8 @@ def found_rows(best: Sequence[Found], settings: Settings) -> list[Row]:
     space, target = settings.space(), machine(settings.target)
     codes = [space.code(each.genome, each.sigma) for each in best]
     found = [
-        _row(code, total, target, mse=each.mse or 0.0, found=True)
-        for each, code, total in zip(best, codes, _totals(codes, target), strict=True)
+        _row(code, code, counted, target, mse=each.mse or 0.0, found=True)
+        for each, code, counted in zip(best, codes, _counts(codes, target), strict=True)
     ]
     found = [row for row in found if row.mse <= WORST * 4.0**-settings.bits]
     return pareto(found, lambda row: (row.total, row.mse))
@@ -83,14 +95,15 @@ def published_rows(settings: Settings, say: Callable[[str], None]) -> list[Row]:
     target = machine(settings.target)
     whole = settings.bits == int(settings.bits)
     codes = published.trellis(int(settings.bits)) if whole else ()
-    # A ring's length changes no count; 256 steps take the compiler four times as long as 64.
+    # A ring's length changes no count; 256 steps take the compiler four times as long as 64. And
+    # rings of 8 rows are what a product of ours has.
     short = [replace(code, tile=(8, 8)) for code in codes]
     sample = Sample(weights=PUBLISHED_WEIGHTS, seed=settings.seed)
     made = []
-    for code, total in zip(codes, _totals(short, target), strict=True):
+    for code, ours, counted in zip(codes, short, _counts(short, target), strict=True):
         say(f"measuring {code.name}")
         mse = float(f"{distortion(code, sample):.5g}")
-        made.append(_row(code, total, target, mse=mse, found=False))
+        made.append(_row(code, ours, counted, target, mse=mse, found=False))
     for point in published.points(settings.bits):
         total_known = float("inf") if point.total is None else point.total
         made.append(Row(
@@ -100,21 +113,47 @@ def published_rows(settings: Settings, say: Callable[[str], None]) -> list[Row]:
     return made
 
 
-def _row(code: Code, total: tuple[float, bool], target: Machine, *, mse: float, found: bool) -> Row:
+def _row(
+    code: Code, ours: Code, counted: Count | None, target: Machine, *, mse: float, found: bool
+) -> Row:
+    """`ours`: the code on rings that our kernels have."""
     fmt = _format(code)
     return Row(
         name=fmt.name if found else code.name, operand=str(slot_of(code, target)),
-        target=target.name, bits_per_weight=code.bits_per_weight, mse=mse, total=total[0],
-        counted=total[1], found=found, edges=branches(code), code=fmt.code if found else code,
+        target=target.name, bits_per_weight=code.bits_per_weight, mse=mse,
+        total=counted.total if counted else estimated(code, target), counted=counted is not None,
+        found=found, edges=branches(code), code=fmt.code if found else code,
+        predicted=predicted(_format(ours), target, counted),
     )  # fmt: skip
 
 
-def _totals(codes: Sequence[Code], target: Machine) -> list[tuple[float, bool]]:
-    """(instructions per weight, whether machine code says so)."""
+def predicted(fmt: Format, target: Machine, counted: Count | None) -> Bound | None:
+    """The bound of a product of SIZE with one token on the GPU that stands for a target.
+
+    counted: of the slot of `slot_of`. FP4 activations where that is packed FP4 and a kernel takes
+    them. None where no kernel does it, or no GPU of the target is known.
+    """
+    if target.name not in OF_TARGET:
+        return None
+    slot = slot_of(fmt.code, target)
+    for activations in ("fp4", "auto") if slot == PACKED_FP4 else ("auto",):
+        try:
+            made = recipe(fmt, target, activations)
+        except DeclarationError:
+            continue
+        same = counted is not None and made.geometry.lowering.slot == slot
+        each = of_count(counted) if counted is not None and same else None
+        gpu, (n, k) = DEVICES[OF_TARGET[target.name]], SIZE
+        return bound(fmt, gpu, n=n, k=k, m=1, activations=activations, instructions=each)
+    return None
+
+
+def _counts(codes: Sequence[Code], target: Machine) -> list[Count | None]:
+    """What machine code says of the decoders; None of each without a compiler."""
     if not codes or why_not():
-        return [(estimated(code, target), False) for code in codes]
+        return [None] * len(codes)
     lowered = [lower(code, slot_of(code, target), target) for code in codes]
-    return [(each.total, True) for each in count(lowered, target, toolchain())]
+    return list(count(lowered, target, toolchain()))
 
 
 def _format(code: Code, source: str = "") -> Format:

@@ -21,7 +21,7 @@ from unspool.matmul.cuda.launch import tokens_of
 from unspool.matmul.cuda.recipe import SUMS, Recipe
 from unspool.matmul.cuda.source import UNROLLED_WITH_SUMS, Kernel, multiply_kernel
 from unspool.perf.count import DIGITS, count
-from unspool.perf.machine_code import instructions_of, kernels
+from unspool.perf.machine_code import PIPES, instructions_of, kernels, pipes_of
 from unspool.perf.toolchain import Toolchain
 
 SLOTS = 4
@@ -54,6 +54,13 @@ class LoopCount:
     def beside(self) -> float:
         """What the loop takes beside decoding."""
         return round(self.total - self.decode, DIGITS)
+
+    @property
+    def pipes(self) -> dict[str, float]:
+        """Instructions per weight of the pipes that have a rate of their own."""
+        counted = pipes_of(self.opcodes)
+        whole = sum(self.opcodes.values())
+        return {p: self.total * counted[p] / whole for p in PIPES if p != "other"}
 
 
 def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:

@@ -55,9 +55,8 @@ class Kernel:
     @property
     def pipes(self) -> Counter[str]:
         """Instructions by pipe, without loads, stores, addresses and control."""
-        stems = (opcode.split(".")[0] for opcode in self.opcodes)
-        counted = (stem for stem in stems if stem not in _EXCLUDED and stem not in _SPILLS)
-        return Counter(_PIPE_OF.get(stem, "other") for stem in counted)
+        stems = Counter(opcode.split(".")[0] for opcode in self.opcodes)
+        return pipes_of({s: n for s, n in stems.items() if s not in _EXCLUDED | set(_SPILLS)})
 
     @property
     def spills(self) -> int:
@@ -81,6 +80,14 @@ class Kernel:
     def matrix_products(self) -> int:
         """Instructions for the matrix unit."""
         return sum(bool(_MATRIX.match(opcode)) for opcode in self.opcodes)
+
+
+def pipes_of(stems: Mapping[str, int]) -> Counter[str]:
+    """Instructions by pipe, of opcodes without modifiers and how often each stands there."""
+    found: Counter[str] = Counter()
+    for stem, number in stems.items():
+        found[_PIPE_OF.get(stem, "other")] += number
+    return found
 
 
 def instructions_of(disassembly: str, name: str) -> list[tuple[str, int | None]]:
