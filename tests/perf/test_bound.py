@@ -53,11 +53,12 @@ def test_every_resource_binds_where_it_is_needed_longest(more, binds, seconds):
 def test_tensor_units_bind_at_many_tokens_and_every_term_is_a_column():
     seconds = {
         name: bound(FORMATS["s2-e4m3"], RTX5090, n=N, k=K, m=256, activations=name)
-        for name in ("fp8", "fp8x2", "fp8x3", "float16")
+        for name in ("fp8", "fp8x2", "fp8x3", "float16", "int8")
     }
     one = 2 * WEIGHTS * 256 / 419e12
     assert {found.binds for found in seconds.values()} == {"tensor"}
-    for name, factor in (("fp8", 1), ("fp8x2", 2), ("fp8x3", 3), ("float16", 419 / 210)):
+    for name, factor in (("fp8", 1), ("fp8x2", 2), ("fp8x3", 3), ("float16", 419 / 210),
+                         ("int8", 419 / 838)):  # fmt: skip
         assert seconds[name].resources["tensor"] == pytest.approx(factor * one, rel=1e-12)
 
 
@@ -123,7 +124,7 @@ def test_a_device_that_is_not_there_is_told_which_are():
     [
         ("nf4", {"activations": "fp8"}, "do not multiply the code's values as 8-bit floats"),
         ("s2-e4m3", {"activations": "fp4"}, "as packed E2M1"),
-        ("s2-e4m3", {"activations": "int8"}, "no such activations"),
+        ("s2-e4m3", {"activations": "int2"}, "no such activations"),
         ("s2-e4m3", {"n": 10**6, "k": 10**6}, "do not fit on the GPU"),
         ("s2-e4m3", {"m": 0}, "a product of nothing"),
     ],

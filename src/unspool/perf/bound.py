@@ -243,4 +243,4 @@ def _products_issued(made: Recipe, columns: int) -> float:
 
 def _kind(made: Recipe) -> str:
     """The matrix unit whose rate a kind of product has."""
-    return {"f16": "FP16", "mxf4nvf4": "FP4"}.get(made.kind, "FP8")
+    return {"f16": "FP16", "mxf4nvf4": "FP4", "s8": "INT8"}.get(made.kind, "FP8")
