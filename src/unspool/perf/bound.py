@@ -27,7 +27,6 @@ from unspool.errors import DeclarationError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, ROWS
 from unspool.matmul.cuda.launch import tokens_of
 from unspool.matmul.cuda.recipe import Recipe, recipe
-from unspool.matmul.cuda.source import activation_bytes
 from unspool.perf.count import Count
 from unspool.perf.device import ISSUE_SLOTS, LAUNCH_SECONDS, SHARED_BYTES, WARP, Device
 from unspool.perf.loop import LoopCount
@@ -222,7 +221,7 @@ def _resources(
     per_clock, pipes = device.clocks, device.pipes
     issued = each.total + (0.0 if each.source == LOOP else _products_issued(made, columns))
     reads = 1 + BLOCK_ROWS // PRODUCT_ROWS[made.loop]
-    staged = units * (2 * made.unit_bytes + reads * activation_bytes(made, tokens))
+    staged = units * (2 * made.unit_bytes + reads * made.activation_bytes(tokens))
     return {
         "memory": moved / device.bandwidth,
         "tensor": 2.0 * weights * tiles * columns / device.tensor_rate(_kind(made)),

@@ -13,6 +13,7 @@ from unspool.decode.machine import MACHINES, Machine
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.arrange import arrange
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, THREADS, Geometry, geometry
+from unspool.matmul.cuda.launch import slots_of, tokens_of
 from unspool.matmul.cuda.recipe import ACTIVATIONS, Recipe, recipe
 from unspool.matmul.reference import decode_values
 from unspool.pack.random import random_matrix
@@ -100,3 +101,21 @@ def test_tiles_of_other_heights_are_refused():
     lowering = lower(code, MACHINES["sm90"].slots[0], MACHINES["sm90"])
     with pytest.raises(DeclarationError, match=r"no CUDA kernel for tiles.*16 x 8"):
         geometry(replace(code, tile=(16, 8)), lowering)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "activations"),
+    [
+        ("fp8-e4m3", "sm120", "fp8"),
+        ("mxfp8", "sm89", "fp8x2"),
+        ("mxfp6-e2m3", "sm120", "int8"),
+        ("int8", "sm80", "int8"),
+        ("nvfp4", "sm89", "float16"),
+        ("t4-e2m3", "sm80", "float16"),
+    ],
+)
+def test_two_stages_fit_the_least_shared_memory_of_a_target(name, target, activations):
+    """8.6, 8.9 and 12.0 give a block 99 KiB: stages of 256 columns of 8-bit codes did not fit."""
+    made = recipe(FORMATS[name], MACHINES[target], activations)
+    for m in (1, 64, 256):
+        slots_of(made, tokens_of(made, m), per_block=99 << 10, per_processor=100 << 10)

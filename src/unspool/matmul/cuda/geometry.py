@@ -52,6 +52,8 @@ class Geometry:
     tile_columns: int
     #: rings that a thread decodes per step: as many as make whole slices
     rings: int
+    #: columns that a stage has at most, if a step has no more
+    most_columns: int = STAGE_COLUMNS
 
     @property
     def ring_words(self) -> int:
@@ -90,7 +92,7 @@ class Geometry:
     @property
     def steps(self) -> int:
         """Steps of a stage."""
-        return max(1, STAGE_COLUMNS // self.step_columns)
+        return max(1, self.most_columns // self.step_columns)
 
     @property
     def stage_columns(self) -> int:

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 
 from unspool.errors import UnspoolError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS
-from unspool.matmul.cuda.recipe import SUMS, Recipe
-from unspool.matmul.cuda.source import activation_bytes, shared_bytes
+from unspool.matmul.cuda.recipe import Recipe
 
 MOST_PRODUCT = 1 << 31
 """Units times blocks must be less: kernels divide in 32 bits."""
-
-TILE_COLUMNS = 64
-"""The most columns of a tile: two sums each in registers of a thread (tcgen05: at the end)."""
 
 RESERVED = 1024
 """Bytes of shared memory that CUDA takes of every block."""
@@ -25,15 +21,6 @@ tensor memory (half of it each) leave room for; more would only make more partia
 
 USUAL_TOKENS = 16
 """What a GPU's number of blocks is made for: it must not depend on m."""
-
-NARROW_COLUMNS = 32
-"""The same where more registers are needed: for tables of a row's or tile's own, for look-ups and
-for conversions to binary16. 2 to 15 spills at 64."""
-
-SUM_REGISTERS = 160
-"""What a tile's sums and a step's operand A may take of a thread's 255: with 192, 2 to 15 spills.
-Sums are two per column, and twice that where they are held as they are and added up in FP32; a
-slice takes 16, so binary16 twice those of bytes, and tiles of 32 columns twice those of 16."""
 
 
 class Arguments(ctypes.Structure):
@@ -98,7 +85,7 @@ class Plan:
     @property
     def activation_bytes(self) -> int:
         """Bytes of all prepared activations."""
-        return self.tiles * self.stages * activation_bytes(self.recipe, self.tokens)
+        return self.tiles * self.stages * self.recipe.activation_bytes(self.tokens)
 
     @property
     def partial_bytes(self) -> int:
@@ -113,17 +100,10 @@ class Plan:
 
 def tokens_of(made: Recipe, m: int) -> int:
     """Tokens of a tile: as few as hold m, in eights (sixteens of columns for tcgen05)."""
-    held_twice = made.scales == SUMS or (made.loop == "wgmma" and made.terms > 1)
-    geometry = made.geometry
-    more = geometry.lowering.levels or geometry.lowering.table or made.kind == "f16"
-    most = min(
-        NARROW_COLUMNS if more else TILE_COLUMNS,
-        (SUM_REGISTERS - 16 * geometry.slices) // (4 if held_twice else 2),
-    )
     least = 16 if made.loop == "tcgen05" and made.terms % 2 else 8
     wanted = max(least, 8 * -(-m // 8))
     tokens = least
-    while tokens < wanted and 2 * tokens * made.terms <= most:
+    while tokens < wanted and 2 * tokens * made.terms <= made.most_columns:
         tokens *= 2
     return tokens
 
@@ -139,14 +119,14 @@ def slots_of(made: Recipe, tokens: int, *, per_block: int, per_processor: int) -
     """
     for at_least in (2, 1):
         for slots in SLOTS:
-            needed = shared_bytes(made, tokens=tokens, slots=slots) + RESERVED
+            needed = made.shared_bytes(tokens, slots) + RESERVED
             blocks = per_processor // needed
             if needed <= per_block + RESERVED and blocks >= at_least:
                 return slots, min(blocks, MOST_BLOCKS[made.loop])
     raise UnspoolError(
         "two stages do not fit into shared memory",
         where=f"{made.format.name} on {made.machine.name}, {tokens} tokens",
-        found=f"{shared_bytes(made, tokens=tokens, slots=2)} bytes",
+        found=f"{made.shared_bytes(tokens, 2)} bytes",
         allowed=per_block,
     )
 

@@ -25,12 +25,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unspool.decode.lower import cost, lower, slots
 from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
-from unspool.matmul.cuda.geometry import BLOCK_ROWS, Geometry, geometry
+from unspool.matmul.cuda.geometry import (
+    BLOCK_ROWS,
+    SLICE_BYTES,
+    STAGE_COLUMNS,
+    Geometry,
+    geometry,
+)
 from unspool.spec.format import Format
 from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, FP16, INT8, Operand
 
@@ -77,6 +83,27 @@ UNIT_BLOCK = 16
 
 RUN_COLUMNS = 128
 """Columns of which a warp of the kernel that makes activations has all at hand."""
+
+
+TILE_COLUMNS = 64
+"""The most columns of a tile: two sums each in registers of a thread (tcgen05: at the end)."""
+
+NARROW_COLUMNS = 32
+"""The same where more registers are needed: for tables of a row's or tile's own, for look-ups and
+for conversions to binary16. 2 to 15 spills at 64."""
+
+SUM_REGISTERS = 160
+"""What a tile's sums and a step's operand A may take of a thread's 255: with 192, 2 to 15 spills.
+Sums are two per column, and twice that where they are held as they are and added up in FP32; a
+slice takes 16, so binary16 twice those of bytes, and tiles of 32 columns twice those of 16."""
+
+STAGES = (STAGE_COLUMNS, STAGE_COLUMNS // 2, STAGE_COLUMNS // 4)
+"""Columns of a stage: the first of which two stages fit into shared memory. Of 8-bit codes on
+consumer GPUs these are 128."""
+
+BLOCK_SHARED: Mapping[str, int] = {"mma_sync": 99 << 10, "wgmma": 227 << 10, "tcgen05": 227 << 10}
+"""Bytes of shared memory that a block can have (CUDA programming guide, compute capabilities): of
+8.6, 8.9 and 12.0, whose main loop 8.0 shares, with 163 KiB; of 9.0 and 10.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +162,36 @@ class Recipe:
         return self.activations == "int8"
 
     @property
+    def most_columns(self) -> int:
+        """The most columns of a tile of tokens."""
+        held_twice = self.scales == SUMS or (self.loop == "wgmma" and self.terms > 1)
+        lowering = self.geometry.lowering
+        more = lowering.levels or lowering.table or self.kind == "f16"
+        free = SUM_REGISTERS - 16 * self.geometry.slices
+        return min(NARROW_COLUMNS if more else TILE_COLUMNS, free // (4 if held_twice else 2))
+
+    @property
+    def fits(self) -> bool:
+        """Whether two stages fit into a block's shared memory, with the largest tile's tokens."""
+        tokens = 8
+        while 2 * tokens * self.terms <= self.most_columns:
+            tokens *= 2
+        return self.shared_bytes(tokens, 2) <= BLOCK_SHARED[self.loop]
+
+    def shared_bytes(self, tokens: int, slots: int) -> int:
+        """Dynamic shared memory of the fused product: stages in flight, barriers, a table."""
+        stage = self.unit_bytes + self.activation_bytes(tokens)
+        barriers = 0 if self.loop == "mma_sync" else 16 * slots
+        hands = 48 + 16 if self.loop == "tcgen05" else 0
+        return slots * stage + barriers + hands + 16 + 4 * len(self.geometry.lowering.table)
+
+    def activation_bytes(self, tokens: int) -> int:
+        """Bytes of a tile's activations for one stage."""
+        slices, columns = self.geometry.steps * self.geometry.slices, tokens * self.terms
+        scales = slices * self.geometry.slice_columns // UNIT_BLOCK if self.block_scaled else 0
+        return (slices * SLICE_BYTES + scales) * columns
+
+    @property
     def _stage(self) -> int:
         return self.geometry.stage_columns
 
@@ -174,14 +231,24 @@ def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | N
     three = LOOPS[machine.name] == "wgmma" and TERMS[activations] == 3
     if three and best.slices > SLICES_OF_THREE_TERMS:
         return None, f"three terms leave steps of {best.step_columns} columns too few registers"
-    wide = activations == "float16"
-    scales, reason = _unit_scales(fmt, best) if activations == "fp4" else _scales(fmt, best, wide)
-    if reason:
-        return None, reason
-    made = Recipe(
-        format=fmt, machine=machine, activations=activations, geometry=best, scales=scales
-    )
-    return made, ""
+    for columns in STAGES:
+        short = replace(best, most_columns=columns)
+        scales, reason = _scales_of(fmt, short, activations)
+        if reason:
+            return None, reason
+        made = Recipe(
+            format=fmt, machine=machine, activations=activations, geometry=short, scales=scales
+        )
+        if made.fits:
+            return made, ""
+    return None, f"two stages of {columns} columns do not fit into a block's shared memory"
+
+
+def _scales_of(fmt: Format, made: Geometry, activations: str) -> tuple[str, str]:
+    """Where the scales go, and the reason where they can go nowhere."""
+    if activations == "fp4":
+        return _unit_scales(fmt, made)
+    return _scales(fmt, made, wide=activations == "float16")
 
 
 def _read(slot: Slot) -> str:
@@ -209,7 +276,7 @@ def _unit_scales(fmt: Format, made: Geometry) -> tuple[str, str]:
 
 
 def _scales(fmt: Format, made: Geometry, wide: bool) -> tuple[str, str]:
-    """Where the scales go, and the reason where they can go nowhere."""
+    """The same for operands whose scales the kernel applies."""
     block, step, stage = fmt.scale.block, made.step_columns, made.stage_columns
     widths = [p.tile[1] for p in fmt.code.program.parameters if p.tile]
     if made.lowering.shared or any(w % step or (w % stage and stage % w) for w in widths):

@@ -16,8 +16,8 @@ from importlib import resources
 from unspool.decode.emit_cuda import emit, header
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.activations import TERM_STEP, largest_of, smallest_of
-from unspool.matmul.cuda.geometry import SLICE_BYTES, THREADS
-from unspool.matmul.cuda.recipe import REGISTERS, ROW, RUN_COLUMNS, SUMS, UNIT, UNIT_BLOCK, Recipe
+from unspool.matmul.cuda.geometry import THREADS
+from unspool.matmul.cuda.recipe import REGISTERS, ROW, RUN_COLUMNS, SUMS, UNIT, Recipe
 
 _FOLDER = resources.files("unspool") / "matmul" / "cuda"
 
@@ -94,7 +94,7 @@ def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Ke
         source=text,
         architecture=made.machine.architecture,
         threads=LOOP_THREADS[made.loop],
-        shared_bytes=shared_bytes(made, tokens=tokens, slots=slots),
+        shared_bytes=made.shared_bytes(tokens, slots),
     )
 
 
@@ -165,26 +165,6 @@ def segments_of(columns: int, rotation: int) -> int:
             allowed=f"at most {MOST_SEGMENTS * RUN_COLUMNS * ROTATE_WARPS}",
         )
     return segments
-
-
-def shared_bytes(made: Recipe, *, tokens: int, slots: int) -> int:
-    """Dynamic shared memory of the fused product."""
-    stage = stage_bytes(made, tokens)
-    barriers = 0 if made.loop == "mma_sync" else 16 * slots
-    hands = 48 + 16 if made.loop == "tcgen05" else 0
-    return slots * stage + barriers + hands + 16 + 4 * len(made.geometry.lowering.table)
-
-
-def stage_bytes(made: Recipe, tokens: int) -> int:
-    """Bytes of a stage: codes, scales, activations."""
-    return made.unit_bytes + activation_bytes(made, tokens)
-
-
-def activation_bytes(made: Recipe, tokens: int) -> int:
-    """Bytes of a tile's activations for one stage."""
-    slices, columns = made.geometry.steps * made.geometry.slices, tokens * made.terms
-    scales = slices * made.geometry.slice_columns // UNIT_BLOCK if made.block_scaled else 0
-    return (slices * SLICE_BYTES + scales) * columns
 
 
 def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
