@@ -43,6 +43,9 @@ def test_a_plan_within_the_time_of_one_format_says_its_own(run, tiny, text, tmp_
     assert time["status"] == "bounds; not run on a GPU"
     assert 0 < time["us"] <= time["budget_us"]
     assert told.json["loss"] <= told.json["losses"][0]
+    between = run(*asked, "--bits", 2.3, "--time", "h200:16", "--json")
+    assert between.code == 0, between.err
+    assert between.json["time"]["us"] <= between.json["time"]["budget_us"] <= time["budget_us"]
     short = run(*asked, "--bits", 2.5, "--time", "h200:16=0.5")
     assert short.code == 2
     assert "found 0.500 us; allowed:" in short.err

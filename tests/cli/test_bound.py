@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+
+PAGE = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+FIGURES = ("memory", "tensor", "issue", "alu", "fma", "shared")
 
 
 def test_bound_prints_one_document(run):
@@ -27,6 +33,21 @@ def test_bound_prints_a_table(run):
     assert told.code == 0, told.err
     assert "bounds; not run on a GPU" in told.out
     assert "fp8x3" in told.out
+
+
+def test_the_table_of_the_page_is_what_the_command_says(run):
+    (command,) = re.findall(r"`unspool (bound m2-e4m3 [^`]*)`", PAGE)
+    told = run(*command.split(), "--json")
+    assert told.code == 0, told.err
+    wanted = [
+        [row["format"], row["device"], str(row["m"]),
+         *(f"{1e6 * row['resources'][name]:.1f}" for name in FIGURES),
+         row["binds"], f"{1e6 * row['seconds']:.1f}", f"{100 * row['fraction']:.0f} %"]
+        for row in told.json["bounds"]
+    ]  # fmt: skip
+    assert {row["activations"] for row in told.json["bounds"]} == {"fp8x2"}
+    lines = [line.strip("| ").split(" | ") for line in PAGE.splitlines()]
+    assert [line for line in lines if len(line) == 12][1:] == wanted
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json as encode_json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -155,11 +156,26 @@ def _budget(
     if microseconds is not None:
         return {**found, TIME: round(microseconds * NANOSECONDS / 1e6)}
     if bits is not None:
-        time = _between(bits, lambda f: round(step.seconds(f, shapes) * NANOSECONDS))
+        of = functools.partial(_nanoseconds, step, shapes)
+        # the format below may take longer than that above, and its plan has to stay possible
+        time = max(_between(bits, of), of(_default_below(bits)))
     else:
         begin = start(groups, found)
         time = TIME.total([group.option(begin[group.name]) for group in groups])
     return {**found, TIME: time}
+
+
+def _nanoseconds(step: Step, shapes: Sequence[tuple[int, int]], fmt: str) -> int:
+    from unspool.explore.allocate import NANOSECONDS
+
+    return round(step.seconds(fmt, shapes) * NANOSECONDS)
+
+
+def _default_below(bits: float) -> str:
+    """The default format of the largest rate that is not above."""
+    from unspool.spec.catalog import DEFAULTS
+
+    return DEFAULTS[max(rate for rate in DEFAULTS if rate <= bits)]
 
 
 def _between(bits: float, of: Callable[[str], int]) -> int:
@@ -172,7 +188,7 @@ def _between(bits: float, of: Callable[[str], int]) -> int:
                                allowed=f"{rates[0]:g} to {rates[-1]:g}")  # fmt: skip
     low = max(rate for rate in rates if rate <= bits)
     high = min(rate for rate in rates if rate >= bits)
-    ends = [of(DEFAULTS[rate]) for rate in (low, high)]
+    ends = of(_default_below(bits)), of(DEFAULTS[high])
     share = 0.0 if low == high else (bits - low) / (high - low)
     return int(ends[0] + share * (ends[1] - ends[0]))
 
