@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from unspool.decode.lower_steps import EVERY_BYTE
 from unspool.errors import DeclarationError
+from unspool.spec.catalog.found import tile
 from unspool.spec.catalog.multiply import E2M3_MASK, E4M3_MASK, XOR_AND
 from unspool.spec.code import Code, Plane
 from unspool.spec.operand import E2M1, E2M3, E4M3, Operand
@@ -26,13 +27,6 @@ from unspool.spec.program import STATE, Instruction, Program
 TWO_SOURCES = ("xor", "add", "thin")
 EITHER_ORDER = ("xor", "add")
 MOST_WINDOW = 20
-
-RING = 64
-"""Steps of a ring. With 32, walks through 256 nodes lose 0.5 % more to having to close."""
-
-MOST_COLUMNS = 32
-"""Columns of a tile. The four rings that a GPU's threads decode at a time are a step of a kernel;
-wider ones leave a stage of memory with one step, and operands without a second buffer."""
 
 THIN = 0xE0
 """lop3 truth table of a & (b | c)."""
@@ -154,7 +148,7 @@ class Space:
             name=name,
             planes=(Plane(window=genome.window, stride=stride),),
             lanes=genome.lanes,
-            tile=(8, min(RING // 8 * genome.lanes, MOST_COLUMNS)),
+            tile=tile(genome.lanes),
             operand=self.operand,
             program=Program(
                 instructions=_instructions(genome, fields),

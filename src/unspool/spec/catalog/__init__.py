@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unspool.errors import DeclarationError
 from unspool.spec.catalog.files import SUFFIX, read_format
+from unspool.spec.catalog.found import FOUND
 from unspool.spec.catalog.levels import LEVELS
 from unspool.spec.catalog.multiply import MULTIPLY
 from unspool.spec.catalog.plain import PLAIN
@@ -17,7 +18,7 @@ from unspool.spec.rotation import Rotation
 from unspool.spec.scale import Scale
 
 FORMATS: Mapping[str, Format] = {
-    entry.name: entry for entry in (*PLAIN, *LEVELS, *TRELLIS, *MULTIPLY)
+    entry.name: entry for entry in (*PLAIN, *LEVELS, *TRELLIS, *MULTIPLY, *FOUND)
 }
 
 DEFAULTS: Mapping[float, str] = {
