@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unspool.encode.ldlq import encode_calibrated
 from unspool.encode.moments import Moments
 from unspool.errors import ModelError, WeightError
+from unspool.matmul.reference import decode
 from unspool.model.blocks import blocks_of
-from unspool.model.calibrate import Plan, both_streams, calibrate_block, weigh
+from unspool.model.calibrate import (
+    Plan,
+    _sums,
+    both_streams,
+    calibrate_block,
+    weigh,
+    workers,
+)
 from unspool.model.importance import Importance, Norms
 from unspool.model.selection import plan
 from unspool.spec.catalog import parse
@@ -56,10 +66,16 @@ def first_block(importance: Importance | None, ids: torch.Tensor) -> list[np.nda
 
 def test_block_by_block_the_gradients_are_those_of_the_whole_model() -> None:
     model, kept = tiny(), {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and name != "lm_head":
-            keep = lambda _, __, out, name=name: (out.retain_grad(), kept.update({name: out}))[2:]  # noqa: E731
-            layer.register_forward_hook(lambda *given, keep=keep: keep(*given) or None)
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(layer: nn.Module, args: object, out: torch.Tensor) -> None:
+            out.retain_grad()
+            kept[name] = out
+
+        return keep
+
+    for name in plan(model, FORMAT):
+        model.get_submodule(name).register_forward_hook(keeper(name))
     for ids, found in zip(windows(), norms(), strict=True):
         logits = model(ids[None]).logits[0]
         nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="sum").backward()
@@ -94,12 +110,10 @@ def test_weighing_by_ones_changes_no_byte() -> None:
 
 
 def test_an_error_at_a_token_of_no_weight_costs_nothing() -> None:
-    # What the tokens of the last window are does not matter to where errors are made.
+    # What the last window's tokens are: only drift, which is made good for all alike, heeds them.
     given = norms()
     nothing = {name: np.zeros_like(each) for name, each in given[2].items()}
     importance = Importance.of([*given[:2], nothing], range(3))
-    from unspool.model.calibrate import _sums, workers
-
     found = []
     for other in (windows(), torch.cat([windows()[:2], windows()[2:].flip(1)])):
         model = tiny()
@@ -144,8 +158,6 @@ def test_errors_are_made_where_they_cost_least() -> None:
         coded = encode_calibrated(
             weight, parse("int4"), Moments(inputs=alike, weighed=costs), threads=1
         )
-        from unspool.matmul.reference import decode
-
         error = decode(coded).astype(np.float64) - weight
         cost.append(float(np.einsum("nk,kl,nl->", error, weighed, error)))
     assert cost[1] < cost[0]

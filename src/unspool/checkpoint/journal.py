@@ -31,6 +31,9 @@ SETTINGS, LOG = "settings.json", "log.jsonl"
 BLOCK, IMPORTANCE = "block", "importance"
 """What is finished: a block, or the gradients of a chunk of windows."""
 
+DTYPES: Mapping[str, str] = {**STORED_DTYPE, "float32": "F32"}
+"""Coded tensors, and gradients."""
+
 
 class Journal:
     """The finished blocks of one run."""
@@ -76,7 +79,7 @@ class Journal:
         """
         payloads = {
             name: Payload(
-                dtype=STORED_DTYPE[str(array.dtype)],
+                dtype=DTYPES[str(array.dtype)],
                 shape=array.shape,
                 read=lambda array=array: array,  # type: ignore[misc]
             )
