@@ -75,19 +75,16 @@ def quantize(
     """Quantize a model's linear layers and write a checkpoint."""
     body, limit = chosen_format(format, bits, plan_file), byte_size(shard_size, "--shard-size")
     head = None if head is None else parse_name(head)
-    source = resolve(path)
+    source, start = resolve(path), time.perf_counter()
     check_together(calibration, importance, tune, work, resume, head, dry_run)
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
-    found["calibration_tokens"] = 0 if windows is None else windows.numel()
-    found["importance"] = importance
+    found["calibration_tokens"] = tokens = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
-    threads = launch.threads_each(threads)
-    effort = {"passes": passes, "threads": threads, "importance": importance}
-    made = how_made(found["calibration_tokens"], importance, tune)
+    effort = {"passes": passes, "threads": launch.threads_each(threads), "importance": importance}
+    made = how_made(tokens, importance, tune)
     saving = {"overwrite": overwrite, "max_shard_bytes": limit, "made": made}
-    start = time.perf_counter()
     if place is None:
         found |= plan(source, body, selection)
         by_block = streamed(work, windows, tune, head)
@@ -100,7 +97,7 @@ def quantize(
     else:
         effort["calibration"] = windows
         found |= write(source, place, body, selection, effort, saving, quiet, tune)
-    found |= {"out": place, "seconds": time.perf_counter() - start}
+    found |= {"out": place, "importance": importance, "seconds": time.perf_counter() - start}
     print_json(found) if json else _show(found)
 
 

@@ -109,7 +109,9 @@ def estimate(
         else:
             seconds += calibrated_seconds(fmt, shapes, passes, count)
     walked = 0.0 if windows is None else pass_seconds(source, windows, count)
-    added = added_bytes(model, formats, windows, streamed=streamed, threads=count)
+    added = added_bytes(
+        model, formats, windows, streamed=streamed, threads=count, importance=importance
+    )
     swept, sweep_bytes = 0.0, 0
     if windows is not None and importance:
         swept = importance_seconds(source, windows, count)
@@ -244,6 +246,7 @@ def added_bytes(
     *,
     streamed: bool,
     threads: int,
+    importance: bool = False,
 ) -> int:
     """Bytes of weights, hidden states and moments at the worst moment, by calculation."""
     shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in formats}
@@ -258,7 +261,9 @@ def added_bytes(
         return max(blocks) + coded + layer
     width = model.get_input_embeddings().weight.shape[1]
     hidden = 2 * 4 * windows.numel() * width
-    moments = k * k * max(8 * MOMENT_COPIES, 8 * 4 + 4 * 2 * 2 * threads) + 16 * n * k
+    sums = 3 if importance else 2
+    copies = max(8 * MOMENT_COPIES + 8 * importance, 8 * 2 * sums + 4 * 2 * sums * threads)
+    moments = k * k * copies + 16 * n * k
     outside = sum(p.nbytes for p in model.parameters()) - sum(
         p.nbytes for name in names for p in model.get_submodule(name).parameters()
     )
