@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from unspool.evaluate.divergence import evaluate_models
 from unspool.evaluate.perplexity import tokenize
 from unspool.matmul.reference import decode
 from unspool.model.blocks import blocks_of
-from unspool.model.calibrate import Plan, both_streams, calibrate_block
+from unspool.model.calibrate import Plan, both_streams, calibrate_block, weigh
 from unspool.model.selection import plan
 from unspool.spec.catalog import parse
 
 CALIBRATED = ("t2-e2m1", "t3-e2m3", "t4-e2m3", "lut-b", "nvfp4", "int4", "mxfp4", "m2-e2m1")
 PLAIN = (*CALIBRATED, "nf4")
+WEIGHED = ("t2-e2m1", "t3-e2m3")
 PEERS = ("Q2_K", "IQ2_XS", "IQ2_XXS", "Q3_K", "IQ3_S", "Q4_K", "IQ4_XS")
 WINDOW = 512
 
@@ -56,10 +58,14 @@ def plain(name: str, model: nn.Module) -> tuple[Weights, int]:
     return {layer: decode(m) for layer, m in coded.items()}, sum(m.nbytes for m in coded.values())
 
 
-def calibrated(name: str, model: nn.Module, windows: torch.Tensor) -> tuple[Weights, int]:
-    """(weights, bytes) with LDLQ and drift correction."""
+def calibrated(
+    name: str, model: nn.Module, windows: torch.Tensor, *, weighed: bool = False
+) -> tuple[Weights, int]:
+    """(weights, bytes) with LDLQ and drift correction, tokens weighed by importance or alike."""
     blocks, steps = blocks_of(model), Plan(formats=plan(model, name))
     streams = both_streams(model, model.get_submodule(blocks.names[0]), windows)
+    if weighed:
+        weigh(streams, model, blocks, windows, None)
     found, nbytes = {}, 0
     for place, prefix in enumerate(blocks.names):
         for layer in calibrate_block(blocks.read(place), prefix, streams, steps):
@@ -105,6 +111,9 @@ def cases(
         yield name, "plain", lambda name=name: plain(name, model)
     for name in CALIBRATED:
         yield name, "calibrated", lambda name=name: calibrated(name, model, windows)
+    for name in WEIGHED:
+        make = partial(calibrated, name, model, windows, weighed=True)
+        yield name, "weighed", make
 
 
 def row(label: str, method: str, made: Weights, nbytes: int, tokens: Any, count: int) -> dict:

@@ -6,10 +6,10 @@ random moments. Then it is resumed: the checkpoint has to have the bytes of a ru
 and nothing else may be left behind. So has a checkpoint that replaces an older one, and one that
 several processes make, of which one is killed at a random moment.
 
-`--quick` takes one layer of every block, half the text, one fault per point (of the replacing run
-only around its renames), and five random kills. Runs
-that are to be killed are forked from this process, which has done it all once: imports and tables
-are made, and torch has one thread.
+`--quick` takes one layer of every block, half the text, no gradients, one fault per point (of the
+replacing run only around its renames), and five random kills. Runs that are to be killed are forked
+from this process, which has done it all once: imports and tables are made, and torch has one
+thread.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def case_of(source: Path, *, quick: bool) -> Case:
     ids = torch.randint(0, 128, (4, 48), generator=torch.Generator().manual_seed(1))
     return Case(
         source=source,
-        plan=Plan(formats=formats, how=Calibration(), threads=1),
+        plan=Plan(formats=formats, how=Calibration(), threads=1, importance=not quick),
         windows=ids[:2] if quick else ids,
     )
 
@@ -207,6 +207,8 @@ def fail(case: Case, place: Path, at: int, fault: str, point: str, **how: bool) 
 
 
 def _check_error(text: str, fault: str, point: str) -> None:
+    if "importance-" in point:
+        assert "importance " in text, f"{point}: {text}"
     for block in range(BLOCKS):
         if f"block-{block:05}" in point:
             assert f"block {block} (model.layers.{block})" in text, f"{point}: {text}"

@@ -43,13 +43,22 @@ def windows() -> torch.Tensor:
     return torch.randint(0, 128, (4, 48), generator=torch.Generator().manual_seed(1))
 
 
-def planned(source: Path) -> Plan:
-    return Plan(formats=plan(empty_model(source), FORMAT), how=Calibration(), threads=1)
+def planned(source: Path, *, importance: bool = False) -> Plan:
+    formats = plan(empty_model(source), FORMAT)
+    return Plan(formats=formats, how=Calibration(), threads=1, importance=importance)
 
 
-def streamed(source: Path, out: Path, work: Path | None = None, *, resume: bool = False) -> bytes:
+def streamed(
+    source: Path,
+    out: Path,
+    work: Path | None = None,
+    *,
+    resume: bool = False,
+    importance: bool = False,
+) -> bytes:
     journal = Journal(work, SETTINGS, resume=resume) if work else None
-    quantize_folder(source, out, planned(source), windows=windows(), journal=journal)
+    steps = planned(source, importance=importance)
+    quantize_folder(source, out, steps, windows=windows(), journal=journal)
     return content(out)
 
 
@@ -85,6 +94,27 @@ def test_a_journal_leaves_the_bytes_as_they_are(source: Path, tmp_path: Path, wh
     assert names == [*blocks, "log.jsonl", "settings.json"]
     (tmp_path / "work" / blocks[1]).unlink()  # as if the run had ended before
     assert streamed(source, tmp_path / "b", tmp_path / "work", resume=True) == whole
+
+
+def test_gradients_are_kept_and_a_run_that_lost_some_goes_on_to_the_same_bytes(
+    source: Path, tmp_path: Path, whole: bytes
+) -> None:
+    work = tmp_path / "work"
+    first = streamed(source, tmp_path / "a", work, importance=True)
+    assert first != whole
+    chunks = sorted(work.glob("importance-*"))
+    assert len(chunks) == 4  # the eight parts of four windows
+    chunks[1].unlink()  # as if the run had ended before
+    for path in work.glob("block-*"):
+        path.unlink()
+    before = chunks[0].stat().st_mtime_ns
+    assert streamed(source, tmp_path / "b", work, resume=True, importance=True) == first
+    assert chunks[0].stat().st_mtime_ns == before
+    model = unspool.load(source)  # a tied head, which the folder does not hold
+    unspool.quantize(model, FORMAT, calibration=windows(), threads=1, importance=True)
+    unspool.save(model, tmp_path / "saved", source=source)
+    name = "model.safetensors"
+    assert (tmp_path / "saved" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
 
 def test_a_run_with_other_settings_is_refused_by_name(tmp_path: Path) -> None:

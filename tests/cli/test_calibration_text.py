@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from unspool.cli.bundled import CALIBRATION, folder
 from unspool.cli.inputs import calibration_windows
@@ -32,18 +33,26 @@ def test_quantizing_with_a_text_reports_its_tokens_and_tunes_on_them(run, tiny, 
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
     options = ["--bits", "2", "--json", "--calibration", text, "--calibration-tokens", "64"]
-    found = run("quantize", tiny, "-o", tmp_path / "out", *options, "--tune", "3").json
+    found = run(
+        "quantize", tiny, "-o", tmp_path / "out", *options, "--importance", "--tune", "3"
+    ).json
     assert found["calibration_tokens"] == 64
     assert found["tuned"]["parameters"] > 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "64 tokens of a text, each weighed by the squared gradients" in card
+    assert "tuned in 3 steps" in card
     plain = run("quantize", tiny, "-o", tmp_path / "plain", "--bits", "2", "--json").json
     assert plain["calibration_tokens"] == 0
     assert found["bytes"] == plain["bytes"]
 
 
-def test_tuning_without_a_text_is_refused(run, tiny, tmp_path) -> None:
-    result = run("quantize", tiny, "-o", tmp_path / "out", "--bits", "2", "--tune", "3")
+@pytest.mark.parametrize(
+    ("option", "what"), [(("--tune", "3"), "tuning"), (("--importance",), "importance")]
+)
+def test_what_needs_a_text_is_refused_without(run, tiny, tmp_path, option, what) -> None:
+    result = run("quantize", tiny, "-o", tmp_path / "out", "--bits", "2", *option)
     assert result.code == 2
-    assert "tuning needs a text" in result.err
+    assert f"{what} needs a text" in result.err
 
 
 def test_a_run_with_a_work_folder_goes_on_and_refuses_other_settings(run, tiny, tmp_path) -> None:
@@ -58,3 +67,7 @@ def test_a_run_with_a_work_folder_goes_on_and_refuses_other_settings(run, tiny, 
     other = run("quantize", tiny, "-o", tmp_path / "c", "--bits", "3", *options, "--resume")
     assert other.code == 2
     assert "format: t2-e2m1 before, t3-e2m3 now" in other.err
+    options += ["--bits", "2", "--importance"]
+    other = run("quantize", tiny, "-o", tmp_path / "c", *options, "--resume")
+    assert other.code == 2
+    assert "importance: False before, True now" in other.err

@@ -61,13 +61,18 @@ def test_a_dry_run_estimates_time_and_memory_from_rates_measured_now(run, tiny, 
     plain = run("quantize", tiny, *options).json
     given = ["--calibration", text, "--calibration-tokens", "512"]
     calibrated = run("quantize", tiny, *options, *given).json
-    for found in (plain["estimate"], calibrated["estimate"]):
+    weighed = run("quantize", tiny, *options, *given, "--importance").json["estimate"]
+    parts = ("encoding_seconds", "passes_seconds", "importance_seconds")
+    for found in (plain["estimate"], calibrated["estimate"], weighed):
         assert found["threads"] == 1
-        assert found["seconds"] == found["encoding_seconds"] + found["passes_seconds"]
+        assert found["seconds"] == sum(found[part] for part in parts)
         rate = found["weights_per_second"]
         assert rate * found["encoding_seconds"] == pytest.approx(plain["weights"])
     assert plain["estimate"]["passes_seconds"] == 0
     assert plain["estimate"]["tokens_per_second"] is None
+    assert plain["estimate"]["importance_seconds"] == 0
+    assert calibrated["estimate"]["importance_seconds"] == 0
+    assert weighed["importance_seconds"] > 0
     passes = calibrated["estimate"]
     assert passes["tokens_per_second"] * passes["passes_seconds"] == pytest.approx(512)
     # At least what the model takes, and this process already.

@@ -17,7 +17,7 @@ tags: [unspool, quantized]
 # {title}
 
 Weights of {count} linear layers quantized with unspool {version}, {bits:.3f} bits per weight with
-all overheads; {total:,} bytes in all.
+all overheads; {total:,} bytes in all.{made}
 
 ```python
 import unspool
@@ -44,9 +44,13 @@ The full declaration of every format is in `config.json` under `quantization_con
 
 
 def model_card(
-    manifest: Manifest, tensors: Mapping[str, Payload], source: str | Path | None = None
+    manifest: Manifest,
+    tensors: Mapping[str, Payload],
+    source: str | Path | None = None,
+    made: str = "",
 ) -> str:
-    """README.md of a checkpoint; `source` names the original, its last part only."""
+    """README.md of a checkpoint; `source` names the original, its last part only; `made` is a
+    sentence on how it was quantized."""
     layers = manifest.layers
     weights = sum(layer.shape[0] * layer.shape[1] for layer in layers.values())
     stored = sum(layer.format.stored_bits(*layer.shape) for layer in layers.values())
@@ -55,6 +59,7 @@ def model_card(
         count=len(layers),
         version=manifest.version,
         bits=stored / weights,
+        made=f"\n\n{made}" if made else "",
         total=sum(tensor.nbytes for tensor in tensors.values()),
         rows="\n".join(_row(manifest, name) for name in manifest.formats),
     )

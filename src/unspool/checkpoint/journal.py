@@ -2,7 +2,8 @@
 
     settings.json             what was asked for; a run with other settings is refused
     block-00000.safetensors   the coded tensors of the first block, and so on
-    log.jsonl                 a line per finished block, for people and plots
+    importance-00000.safetensors   where tokens are weighed: gradients of the first windows
+    log.jsonl                 a line per finished file, for people and plots
 
 A file is written beside its place, flushed, renamed, and the folder flushed: whatever kills the run
 leaves whole files only. What a later run finds it takes over, so its bytes are the same. One run
@@ -26,6 +27,12 @@ from unspool.model.layout import STORED_DTYPE
 from unspool.model.shards import StoredTensor, read_header, read_json
 
 SETTINGS, LOG = "settings.json", "log.jsonl"
+
+BLOCK, IMPORTANCE = "block", "importance"
+"""What is finished: a block, or the gradients of a chunk of windows."""
+
+DTYPES: Mapping[str, str] = {**STORED_DTYPE, "float32": "F32"}
+"""Coded tensors, and gradients."""
 
 
 class Journal:
@@ -54,29 +61,35 @@ class Journal:
             self._hold.release()
             raise
 
-    def get(self, place: int) -> dict[str, StoredTensor] | None:
+    def get(self, place: int, stage: str = BLOCK) -> dict[str, StoredTensor] | None:
         """The tensors of a block by name, where they are stored; None if it is not finished."""
-        path = self._folder / _name(place)
+        path = self._folder / _name(place, stage)
         return read_header(path) if path.exists() else None
 
-    def put(self, place: int, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    def put(
+        self,
+        place: int,
+        tensors: Mapping[str, np.ndarray],
+        facts: Mapping[str, Any],
+        stage: str = BLOCK,
+    ) -> None:
         """Stores a finished block and notes the facts, its `name` among them, in the log.
 
         Raises CheckpointError naming the block where that fails.
         """
         payloads = {
             name: Payload(
-                dtype=STORED_DTYPE[str(array.dtype)],
+                dtype=DTYPES[str(array.dtype)],
                 shape=array.shape,
                 read=lambda array=array: array,  # type: ignore[misc]
             )
             for name, array in tensors.items()
         }
         try:
-            put(self._folder / _name(place), lambda path: write_shard(path, payloads))
-            self._note({"time": time.time(), "block": place, **facts})
+            put(self._folder / _name(place, stage), lambda path: write_shard(path, payloads))
+            self._note({"time": time.time(), stage: place, **facts})
         except OSError as error:
-            raise self._explained(error, f"block {place} ({facts['name']})") from error
+            raise self._explained(error, f"{stage} {place} ({facts['name']})") from error
 
     def _note(self, facts: Mapping[str, Any]) -> None:
         """Adds a line to the log, below the rest of one that a kill cut off."""
@@ -116,8 +129,8 @@ def _check_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) ->
         )
 
 
-def _name(place: int) -> str:
-    return f"block-{place:05}.safetensors"
+def _name(place: int, stage: str) -> str:
+    return f"{stage}-{place:05}.safetensors"
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

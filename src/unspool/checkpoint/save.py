@@ -36,9 +36,10 @@ def save(
     source: str | Path | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    made: str = "",
 ) -> Path:
     """Writes a quantized model; `source` is the original (folder or hub id), for tokenizer and
-    licences.
+    licences; `made`, a sentence on how it was quantized, for the model card.
 
     Raises CheckpointError where no layer is quantized, the output exists or space runs out; then
     nothing is left behind.
@@ -55,7 +56,7 @@ def save(
     files = copied_files(locate(source)) if source is not None else {}
     if "generation_config.json" not in files and getattr(model, "generation_config", None):
         files["generation_config.json"] = _generation(model)
-    files["README.md"] = model_card(manifest, tensors, source).encode()
+    files["README.md"] = model_card(manifest, tensors, source, made).encode()
     return write_checkpoint(
         folder,
         configuration(model, manifest),

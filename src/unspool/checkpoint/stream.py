@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unspool.checkpoint.card import model_card
-from unspool.checkpoint.journal import Journal
+from unspool.checkpoint.journal import IMPORTANCE, Journal
 from unspool.checkpoint.manifest import Layer, Manifest
 from unspool.checkpoint.save import copied_files
 from unspool.checkpoint.write import Payload, check_output, write_checkpoint
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from unspool.model.blocks import Blocks
     from unspool.model.calibrate import Plan, Streams
+    from unspool.model.importance import Kept, Norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +64,16 @@ def quantize_folder(
     journal: Journal | None = None,
     progress: Progress = lambda done, total, what: None,
     processes: Processes = ALONE,
+    made: str = "",
     **saving: Any,
 ) -> tuple[Outcome, ...]:
     """Quantizes the planned layers of a folder's model into a new checkpoint.
 
-    `windows`: calibration token ids `[count, tokens]`. Of several `processes` the first alone has a
-    journal; all end with the error of one. Raises ModelError for a model whose tensors
-    are not stored by the names of its modules, and for a layer outside the blocks;
-    CheckpointError where something cannot be written. What a journal holds by then is kept.
+    `windows`: calibration token ids `[count, tokens]`; `made`: how, for the model card.
+    Of several `processes` the first alone has a journal; all end with the error of one.
+    Raises ModelError for a model whose tensors are not stored by the names of its modules, and for
+    a layer outside the blocks; CheckpointError where something cannot be written. What a journal
+    holds by then is kept.
     """
     from unspool.model.blocks import Stored
     from unspool.model.load import unfilled_model
@@ -80,7 +83,7 @@ def quantize_folder(
     stored = Stored(model, source)
     blocks = stored.blocks()
     _check_inside(plan.formats, blocks)
-    streams = _streams(stored, model, blocks, windows, processes)
+    streams = _streams(stored, model, blocks, windows, plan, journal, processes)
     tensors: dict[str, Payload] = {}
     outcomes: list[Outcome] = []
     for place, prefix in enumerate(blocks.names):
@@ -91,7 +94,7 @@ def quantize_folder(
         tensors |= found
     progress(len(blocks.names), len(blocks.names), "")
     shapes = {outcome.name: outcome.shape for outcome in outcomes}
-    processes.told(lambda: _write(source, out, plan.formats, tensors, shapes, saving))
+    processes.told(lambda: _write(source, out, plan.formats, tensors, shapes, made, saving))
     return tuple(outcomes)
 
 
@@ -207,14 +210,48 @@ def _streams(
     model: nn.Module,
     blocks: Blocks,
     windows: torch.Tensor | None,
+    plan: Plan,
+    journal: Journal | None,
     processes: Processes,
 ) -> Streams | None:
-    from unspool.model.calibrate import both_streams
+    from unspool.model.calibrate import both_streams, weigh
+    from unspool.model.importance import NOTHING
 
     if windows is None:
         return None
     with stored.without_blocks():
-        return both_streams(model, model.get_submodule(blocks.names[0]), windows, processes)
+        first = model.get_submodule(blocks.names[0])
+        streams = both_streams(model, first, windows, processes)
+        if plan.importance:
+            kept = NOTHING if journal is None else _kept(journal)
+            weigh(streams, model, blocks, windows, plan.threads, kept)
+    return streams
+
+
+def _kept(journal: Journal) -> Kept:
+    """Gradients in a journal: a tensor for every window and layer, `PLACE.LAYER`."""
+    from unspool.model.importance import Kept
+
+    def get(chunk: int) -> list[Norms] | None:
+        stored = journal.get(chunk, IMPORTANCE)
+        if stored is None:
+            return None
+        found: dict[int, dict[str, np.ndarray]] = {}
+        for name, tensor in stored.items():
+            place, _, layer = name.partition(".")
+            found.setdefault(int(place), {})[layer] = np.array(tensor.array())
+        return [found[place] for place in sorted(found)]
+
+    def put(chunk: int, part: range, found: Sequence[Norms]) -> None:
+        tensors = {
+            f"{place}.{layer}": norms
+            for place, window in zip(part, found, strict=True)
+            for layer, norms in window.items()
+        }
+        name = f"windows {part.start} to {part.stop - 1}"
+        journal.put(chunk, tensors, {"name": name}, IMPORTANCE)
+
+    return Kept(get=get, put=put)
 
 
 def _check_inside(formats: Mapping[str, Format], blocks: Blocks) -> None:
@@ -243,6 +280,7 @@ def _write(
     formats: Mapping[str, Format],
     coded: Mapping[str, Payload],
     shapes: Mapping[str, tuple[int, int]],
+    made: str,
     saving: Mapping[str, Any],
 ) -> None:
     manifest = Manifest(
@@ -255,7 +293,7 @@ def _write(
     config = read_json(source / CONFIG, ModelError)
     config["quantization_config"] = manifest.to_json()
     files = copied_files(source)
-    files["README.md"] = model_card(manifest, tensors, source).encode()
+    files["README.md"] = model_card(manifest, tensors, source, made).encode()
     write_checkpoint(out, json.loads(json.dumps(config)), tensors, files, **saving)
 
 

@@ -22,6 +22,7 @@ from unspool.cli.quantize_options import (
     Exclude,
     FormatName,
     Head,
+    Importance,
     Include,
     Out,
     Overwrite,
@@ -59,6 +60,7 @@ def quantize(
     exclude: Exclude = None,
     calibration: CalibrationFile = None,
     calibration_tokens: CalibrationTokens = TOKENS,
+    importance: Importance = False,
     tune: Tune = 0,
     work: Work = None,
     resume: Resume = False,
@@ -73,29 +75,29 @@ def quantize(
     """Quantize a model's linear layers and write a checkpoint."""
     body, limit = chosen_format(format, bits, plan_file), byte_size(shard_size, "--shard-size")
     head = None if head is None else parse_name(head)
-    source = resolve(path)
-    check_together(calibration, tune, work, resume, head, dry_run)
+    source, start = resolve(path), time.perf_counter()
+    check_together(calibration, importance, tune, work, resume, head, dry_run)
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
-    found["calibration_tokens"] = 0 if windows is None else windows.numel()
+    found["calibration_tokens"] = tokens = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
-    effort = {"passes": passes, "threads": launch.threads_each(threads)}
-    saving = {"overwrite": overwrite, "max_shard_bytes": limit}
-    start = time.perf_counter()
+    effort = {"passes": passes, "threads": launch.threads_each(threads), "importance": importance}
+    made = how_made(tokens, importance, tune)
+    saving = {"overwrite": overwrite, "max_shard_bytes": limit, "made": made}
     if place is None:
         found |= plan(source, body, selection)
         by_block = streamed(work, windows, tune, head)
         found["estimate"] = foretold(source, body, selection, windows, effort, by_block)
     elif streamed(work, windows, tune, head):
-        settings = {**selection, "passes": passes}
+        settings = {**selection, "passes": passes, "importance": importance}
         journal = partial(open_journal, work, resume, source, body, windows, settings)
         more = {**effort, "windows": windows, "journal": journal}
         found |= stream(source, place, body, selection, more, saving, quiet)
     else:
         effort["calibration"] = windows
         found |= write(source, place, body, selection, effort, saving, quiet, tune)
-    found |= {"out": place, "seconds": time.perf_counter() - start}
+    found |= {"out": place, "importance": importance, "seconds": time.perf_counter() - start}
     print_json(found) if json else _show(found)
 
 
@@ -119,8 +121,16 @@ def chosen_format(name: str | None, bits: float | None, plan: Path | None) -> Fo
     return parse(DEFAULTS[bits])
 
 
+def how_made(tokens: int, importance: bool, tune: int) -> str:
+    """A sentence for the model card; "" without calibration."""
+    weighed = ", each weighed by the squared gradients of the model's loss" if importance else ""
+    tuned = f"; scales and norms tuned in {tune} steps" if tune else ""
+    return f"Calibrated on {tokens:,} tokens of a text{weighed}{tuned}." if tokens else ""
+
+
 def check_together(
     calibration: str | None,
+    importance: bool,
     tune: int,
     work: Path | None,
     resume: bool,
@@ -128,8 +138,9 @@ def check_together(
     dry_run: bool,
 ) -> None:
     """Raises CheckpointError for options that do not go together."""
-    if tune and calibration is None:
-        raise CheckpointError("tuning needs a text", where="--tune", allowed="--calibration FILE")
+    if calibration is None and (tune or importance):
+        what, where = ("tuning", "--tune") if tune else ("importance", "--importance")
+        raise CheckpointError(f"{what} needs a text", where=where, allowed="--calibration FILE")
     if resume and work is None:
         raise CheckpointError("nothing to go on with", where="--resume", allowed="--work DIR")
     found = "--tune" if tune else "--head" if head is not None else ""
@@ -253,7 +264,10 @@ def stream(
     planned = plan(source, fmt, selection)
     chosen = select.plan(empty_model(source), fmt, **selection)
     passes = {"passes": effort["passes"]} if effort["passes"] else {}
-    steps = Plan(formats=chosen, how=Calibration(**passes), threads=effort["threads"])
+    steps = Plan(
+        formats=chosen, how=Calibration(**passes), threads=effort["threads"],
+        importance=effort["importance"],
+    )  # fmt: skip
     together = joined() if launch.several() else nullcontext(ALONE)
     with together as processes, progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
         processes.told(lambda: check_room(folder, planned["model_bytes"]))
@@ -348,7 +362,8 @@ def _show(found: dict[str, Any]) -> None:
         print(
             f"estimate:         {guess['seconds']:.3g} s on {guess['threads']} threads "
             f"({guess['encoding_seconds']:.3g} s encoding, {guess['passes_seconds']:.3g} s passes "
-            "of the text) beside start-up, reading and writing, from rates measured now; "
+            f"of the text, {guess['importance_seconds']:.3g} s its importance) beside start-up, "
+            "reading and writing, from rates measured now; "
             f"{byte_count(guess['peak_bytes'])} of memory"
         )
         print("dry run: nothing was written")

@@ -42,6 +42,14 @@ CalibrationFile = Annotated[
 CalibrationTokens = Annotated[
     int, typer.Option(min=1, help="Tokens of it that are used, from its start.")
 ]
+Importance = Annotated[
+    bool,
+    typer.Option(
+        "--importance",
+        help="Weigh the text's tokens by what the model's loss notices of them: squared gradients, "
+        "from one backward sweep.",
+    ),
+]
 Tune = Annotated[
     int, typer.Option(min=0, help="Steps that then tune scales and norms on that text; try 120.")
 ]

@@ -92,7 +92,7 @@ def encode_calibrated(
     n, k = weight.shape
     target = wanted(weight, checked(moments, n, k, where), how.damping)
     columns = fmt.padded(n, k)[1]
-    moments_damped = damped(turned(moments.inputs, fmt.rotation, columns), how.damping)
+    moments_damped = damped(turned(moments.costs, fmt.rotation, columns), how.damping)
     feedback, unit = factor(moments_damped), unit_of(target, fmt, where)
     tensor = None
     if fmt.scale.tensor:

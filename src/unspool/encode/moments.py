@@ -26,10 +26,18 @@ class Moments:
     inputs  [k, k]  sum of x x^T over the inputs x that the quantized model so far gives
     drift   [n, k]  sum of (y - W x) x^T with y the output wanted; None where inputs are the
             original model's and y is W x
+    weighed [k, k]  sum of g x x^T with g what an error at the token costs; None where all tokens
+            cost alike. It says where errors are made; what is wanted, the other two
     """
 
     inputs: Float64[np.ndarray, "k k"]
     drift: Float64[np.ndarray, "n k"] | None = None
+    weighed: Float64[np.ndarray, "k k"] | None = None
+
+    @property
+    def costs(self) -> Float64[np.ndarray, "k k"]:
+        """What an error of a row costs."""
+        return self.inputs if self.weighed is None else self.weighed
 
 
 def checked(moments: Moments, n: int, k: int, where: str) -> Moments:
@@ -37,6 +45,7 @@ def checked(moments: Moments, n: int, k: int, where: str) -> Moments:
     for name, array, shape in (
         ("inputs", moments.inputs, (k, k)),
         ("drift", moments.drift, (n, k)),
+        ("weighed", moments.weighed, (k, k)),
     ):
         if array is None:
             continue

@@ -86,10 +86,18 @@ class Stored:
         try:
             for name in outside:
                 self._put(self._model, name, name, required=False)
+            self._tie()
             yield self._model
         finally:
             for name, parameter in outside.items():
                 _set(self._model, name, parameter)
+
+    def _tie(self) -> None:
+        """Gives a head that is not stored the embedding's weight where the model ties the two."""
+        head = self._model.get_output_embeddings()
+        tied = self._model.config.get_text_config().tie_word_embeddings
+        if tied and head is not None and head.weight.is_meta:
+            head.weight = self._model.get_input_embeddings().weight
 
     def _fill(self, block: nn.Module, prefix: str) -> None:
         for name, _ in list(block.named_parameters()):

@@ -13,7 +13,7 @@ whole chunks, so that the number of neither changes a byte.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -31,8 +31,10 @@ from unspool.encode.ldlq import Calibration, encode_calibrated
 from unspool.encode.moments import Moments
 from unspool.errors import ModelError
 from unspool.matmul.reference import decode
+from unspool.model.blocks import Blocks
+from unspool.model.importance import NOTHING, Importance, Kept, gradients
 from unspool.model.processes import ALONE, Processes
-from unspool.model.taps import Call, Taps, first_call, run_block, shared
+from unspool.model.taps import Call, Each, Taps, first_call, in_float32, run_block, shared
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
 
@@ -40,8 +42,6 @@ RESIDUAL = {"self_attn.o_proj": "", "mlp.down_proj": "post_attention_layernorm"}
 """Layers whose output is added to the residual stream, and the module inside the block that reads
 the stream before ("": the block itself). Their outputs make good for what the stream has drifted:
 KL .0544 to .0513 for t2-e2m1 on the bundled model."""
-
-Each = Callable[[Callable[[int], Any], range], Iterable[Any]]
 
 NOT_RESIDUAL = "pre_feedforward_layernorm"
 """Blocks with this module normalise outputs before they add them."""
@@ -61,6 +61,7 @@ class Streams:
     call        what every block is called with beside them
     count       windows of all processes; the lists hold those of this one
     processes   those that have the windows between them
+    importance  of every token to every layer; without it all count alike
     """
 
     original: list[torch.Tensor]
@@ -68,6 +69,7 @@ class Streams:
     call: Call
     count: int
     processes: Processes = ALONE
+    importance: Importance | None = None
 
 
 def chunks(windows: int, processes: int) -> list[tuple[int, range]]:
@@ -81,17 +83,25 @@ def chunks(windows: int, processes: int) -> list[tuple[int, range]]:
 class _Sums:
     """What is summed over windows for the layers that read one activation: x x^T,
     (x of the original - x) x^T, (residual of the original - residual) x^T; None where the original
-    has no such token or there is no residual."""
+    has no such token or there is no residual. And g x x^T, g the importance, where there is one."""
 
     inputs: np.ndarray | None = None
     moved: np.ndarray | None = None
     behind: np.ndarray | None = None
+    weighed: np.ndarray | None = None
     tokens: int = 0
 
+    def arrays(self) -> tuple[np.ndarray | None, ...]:
+        return self.inputs, self.moved, self.behind, self.weighed
+
+    @classmethod
+    def of(cls, arrays: Sequence[np.ndarray | None], tokens: int) -> _Sums:
+        inputs, moved, behind, weighed = arrays
+        return cls(inputs=inputs, moved=moved, behind=behind, weighed=weighed, tokens=tokens)
+
     def add(self, found: _Sums) -> None:
-        self.inputs = _added(self.inputs, found.inputs)
-        self.moved = _added(self.moved, found.moved)
-        self.behind = _added(self.behind, found.behind)
+        sums = zip(self.arrays(), found.arrays(), strict=True)
+        self.inputs, self.moved, self.behind, self.weighed = [_added(*each) for each in sums]
         self.tokens += found.tokens
 
 
@@ -114,24 +124,50 @@ class Calibrated:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to quantize and how: formats by the layer's name inside the model."""
+    """What to quantize and how: formats by the layer's name inside the model; with `importance`
+    tokens count by what the model's loss notices of them (`model.importance`)."""
 
     formats: Mapping[str, Format]
     how: Calibration = field(default_factory=Calibration)
     threads: int | None = None
+    importance: bool = False
 
 
 def both_streams(
     model: nn.Module, block: nn.Module, windows: torch.Tensor, processes: Processes = ALONE
 ) -> Streams:
     """Both streams before the first block, for windows of token ids `[count, tokens]`."""
-    divided = chunks(len(windows), processes.count)
-    mine = [place for owner, part in divided if owner == processes.rank for place in part]
+    mine = _mine(len(windows), processes)
     hidden = [first_call(model, block, windows[place])[0].float() for place in mine]
-    call = _in_float32(first_call(model, block, windows[0])[1])
+    call = in_float32(first_call(model, block, windows[0])[1])
     return Streams(
         original=hidden, quantized=list(hidden), call=call, count=len(windows), processes=processes
     )
+
+
+def _mine(windows: int, processes: Processes) -> list[int]:
+    divided = chunks(windows, processes.count)
+    return [place for owner, part in divided if owner == processes.rank for place in part]
+
+
+def weigh(
+    streams: Streams,
+    model: nn.Module,
+    blocks: Blocks,
+    windows: torch.Tensor,
+    threads: int | None,
+    kept: Kept = NOTHING,
+) -> None:
+    """Lets the tokens of the streams count by their importance, found in the original model.
+
+    `model` needs the weights outside the blocks; `windows` are those of all processes.
+    """
+    parts = [part for _, part in chunks(len(windows), streams.processes.count)]
+    with workers(threads) as each:
+        found = gradients(
+            model, blocks, windows, parts, each, kept=kept, processes=streams.processes
+        )
+    streams.importance = Importance.of(found, _mine(len(windows), streams.processes))
 
 
 def calibrate_block(
@@ -146,7 +182,7 @@ def calibrate_block(
     changed, processes = deepcopy(block), streams.processes
     with workers(plan.threads) as each:
         for group in processes.told(lambda: _groups(block, names, streams)):
-            sums = _sums(block, changed, group, streams, each)
+            sums = _sums(block, changed, group, streams, each, prefix)
             layers = {name: block.get_submodule(name) for name in group}
             matrices = processes.encoded(
                 {
@@ -217,9 +253,10 @@ def _sums(
     group: Sequence[str],
     streams: Streams,
     each: Each,
+    prefix: str = "",
 ) -> _Sums:
-    """The moments of a group over all windows."""
-    first = group[0]
+    """The moments of a group over all windows; `prefix` is the block's name in the model."""
+    first, layers = group[0], [f"{prefix}.{name}" for name in group]
     beside = _residual(block, first) if len(group) == 1 else None
     names = [first] if not beside else [first, beside]
 
@@ -229,16 +266,18 @@ def _sums(
         if first not in new:
             return None
         x = _rows(new[first])
-        inputs = (x.T @ x).numpy()
+        found = _Sums(inputs=(x.T @ x).numpy(), tokens=len(x))
+        if streams.importance is not None:
+            weighed = x * torch.from_numpy(streams.importance.roots(place, layers, len(x)))
+            found.weighed = (weighed.T @ weighed).numpy()
         if first not in old or old[first].numel() != x.numel():
             # Another choice of experts: no token for token.
-            return _Sums(inputs=inputs, moved=None, behind=None, tokens=len(x))
-        moved = ((_rows(old[first]) - x).T @ x).numpy()
-        behind = None
+            return found
+        found.moved = ((_rows(old[first]) - x).T @ x).numpy()
         if beside is not None:
             then, here = (before, now) if not beside else (old[beside], new[beside])
-            behind = (_rows(then - here).T @ x).numpy()
-        return _Sums(inputs=inputs, moved=moved, behind=behind, tokens=len(x))
+            found.behind = (_rows(then - here).T @ x).numpy()
+        return found
 
     def chunk(places: range) -> _Sums:
         total = _Sums()
@@ -264,10 +303,10 @@ def _over_chunks(chunk: Callable[[range], _Sums], streams: Streams) -> _Sums:
     total = _Sums()
     for owner, _ in divided:
         found = next(held) if owner == processes.rank else _Sums()
-        arrays = (found.inputs, found.moved, found.behind, np.array(found.tokens))
-        inputs, moved, behind, tokens = processes.from_one(owner, arrays)
+        arrays = (*found.arrays(), np.array(found.tokens))
+        *sums, tokens = processes.from_one(owner, arrays)
         assert tokens is not None
-        total.add(_Sums(inputs=inputs, moved=moved, behind=behind, tokens=int(tokens)))
+        total.add(_Sums.of(sums, int(tokens)))
     return total
 
 
@@ -304,7 +343,7 @@ def _encoded(
     return encode_calibrated(
         weight,
         plan.formats[name],
-        Moments(inputs=sums.inputs, drift=drift),
+        Moments(inputs=sums.inputs, drift=drift, weighed=sums.weighed),
         how=plan.how,
         threads=plan.threads,
         where=name,
@@ -342,12 +381,3 @@ def workers(threads: int | None) -> Iterator[Each]:
 
         yield each
     torch.set_num_threads(before)
-
-
-def _in_float32(call: Call) -> Call:
-    def cast(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return value.float()
-        return tuple(cast(each) for each in value) if isinstance(value, tuple) else value
-
-    return Call(args=cast(call.args), kwargs={k: cast(v) for k, v in call.kwargs.items()})

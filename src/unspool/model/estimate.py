@@ -22,7 +22,8 @@ from unspool.encode.ldlq import Calibration, encode_calibrated
 from unspool.encode.moments import Moments
 from unspool.matmul.reference import decode
 from unspool.model.blocks import Stored, block_names
-from unspool.model.calibrate import both_streams, pass_block
+from unspool.model.calibrate import CHUNKS, both_streams, pass_block, workers
+from unspool.model.importance import Tail, backward, forward
 from unspool.model.load import unfilled_model
 from unspool.spec.format import Format
 
@@ -45,6 +46,9 @@ MOMENT_COPIES = 6
 """Matrices of k x k in float64 at a time while a layer is calibrated: sums of products and of
 drift, damped, turned, their factor and its inverse."""
 
+LOGIT_COPIES = 5
+"""Of a window's float32 logits at a time: they, logarithms of probabilities, gradients of both."""
+
 KIB = 1024
 """The unit in which Linux tells a process's largest memory so far."""
 
@@ -57,6 +61,7 @@ class Estimate:
 
     encoding_seconds    of all layers
     passes_seconds      of the calibration text through the model's blocks; 0 without one
+    importance_seconds  of the sweep through all blocks and back; 0 where tokens are not weighed
     peak_bytes          of the process's memory, what Python and torch take themselves included
     weights_per_second  of encoding
     tokens_per_second   of those passes, through all blocks
@@ -65,6 +70,7 @@ class Estimate:
 
     encoding_seconds: float
     passes_seconds: float
+    importance_seconds: float
     peak_bytes: int
     weights_per_second: float
     tokens_per_second: float | None
@@ -72,7 +78,8 @@ class Estimate:
 
     def to_json(self) -> dict[str, float | None]:
         """All fields and the sum of the seconds."""
-        return {"seconds": self.encoding_seconds + self.passes_seconds, **vars(self)}
+        parts = (self.encoding_seconds, self.passes_seconds, self.importance_seconds)
+        return {"seconds": sum(parts), **vars(self)}
 
 
 def estimate(
@@ -84,6 +91,7 @@ def estimate(
     streamed: bool,
     passes: int = PASSES,
     threads: int | None = None,
+    importance: bool = False,
 ) -> Estimate:
     """The estimate for layers of a model that has its parameters on the meta device.
 
@@ -101,12 +109,19 @@ def estimate(
         else:
             seconds += calibrated_seconds(fmt, shapes, passes, count)
     walked = 0.0 if windows is None else pass_seconds(source, windows, count)
+    added = added_bytes(
+        model, formats, windows, streamed=streamed, threads=count, importance=importance
+    )
+    swept, sweep_bytes = 0.0, 0
+    if windows is not None and importance:
+        swept = importance_seconds(source, windows, count)
+        sweep_bytes = importance_bytes(model, windows, count)
     weights = sum(n * k for shapes in by_format.values() for n, k in shapes)
     return Estimate(
         encoding_seconds=seconds,
         passes_seconds=walked,
-        peak_bytes=before * KIB
-        + added_bytes(model, formats, windows, streamed=streamed, threads=count),
+        importance_seconds=swept,
+        peak_bytes=before * KIB + max(added, sweep_bytes),
         weights_per_second=weights / seconds,
         tokens_per_second=windows.numel() / walked if windows is not None else None,
         threads=count,
@@ -185,6 +200,45 @@ def pass_seconds(source: Path, windows: torch.Tensor, threads: int) -> float:
     return seconds * len(windows) / len(few) * len(blocks.names)
 
 
+def importance_seconds(source: Path, windows: torch.Tensor, threads: int) -> float:
+    """Seconds of finding the tokens' importance, from one block and few windows."""
+    model = unfilled_model(source)
+    stored = Stored(model, source)
+    blocks, few = stored.blocks(), windows[: 2 * threads]
+    block = blocks.read(0)
+    with stored.without_blocks(), workers(threads) as each:
+        streams = both_streams(model, model.get_submodule(blocks.names[0]), few)
+        hidden, call = streams.original, streams.call
+
+        def there_and_back() -> None:
+            forward(block, hidden, call, each)
+            backward(block, hidden, call, list(hidden), each)  # any gradients take as long
+
+        there_and_back()  # torch sets itself up
+        seconds = _seconds(there_and_back) * len(blocks.names)
+        with Tail(model, blocks.names) as tail:
+            seconds += _seconds(
+                lambda: list(each(lambda i: tail.gradient(hidden[i], few[i]), range(len(few))))
+            )
+    return seconds * len(windows) / len(few)
+
+
+def importance_bytes(model: nn.Module, windows: torch.Tensor, threads: int) -> int:
+    """Bytes of weights, logits and hidden states of a chunk while importance is found."""
+    names, (count, tokens) = block_names(model), windows.shape
+    vocabulary, width = model.get_input_embeddings().weight.shape
+    inside = [4 * sum(p.numel() for p in model.get_submodule(n).parameters()) for n in names]
+    outside = sum(p.numel() * (p.element_size() + 4) for p in model.parameters())
+    outside -= sum(
+        p.numel() * (p.element_size() + 4)
+        for n in names
+        for p in model.get_submodule(n).parameters()
+    )
+    logits = 4 * LOGIT_COPIES * threads * tokens * vocabulary
+    hidden = 4 * -(-count // CHUNKS) * tokens * width * (len(names) + 2)
+    return outside + max(max(inside), logits) + hidden
+
+
 def added_bytes(
     model: nn.Module,
     formats: Mapping[str, Format],
@@ -192,6 +246,7 @@ def added_bytes(
     *,
     streamed: bool,
     threads: int,
+    importance: bool = False,
 ) -> int:
     """Bytes of weights, hidden states and moments at the worst moment, by calculation."""
     shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in formats}
@@ -206,7 +261,9 @@ def added_bytes(
         return max(blocks) + coded + layer
     width = model.get_input_embeddings().weight.shape[1]
     hidden = 2 * 4 * windows.numel() * width
-    moments = k * k * max(8 * MOMENT_COPIES, 8 * 4 + 4 * 2 * 2 * threads) + 16 * n * k
+    sums = 3 if importance else 2
+    copies = max(8 * MOMENT_COPIES + 8 * importance, 8 * 2 * sums + 4 * 2 * sums * threads)
+    moments = k * k * copies + 16 * n * k
     outside = sum(p.nbytes for p in model.parameters()) - sum(
         p.nbytes for name in names for p in model.get_submodule(name).parameters()
     )

@@ -22,7 +22,7 @@ from unspool.encode.encode import PASSES, encode, not_finite
 from unspool.encode.ldlq import Calibration
 from unspool.errors import ModelError, WeightError
 from unspool.model.blocks import blocks_of
-from unspool.model.calibrate import Plan, both_streams, calibrate_block
+from unspool.model.calibrate import Plan, both_streams, calibrate_block, weigh
 from unspool.model.linear import QuantizedLinear
 from unspool.model.mixed import Mixed
 from unspool.model.progress import Progress
@@ -88,11 +88,13 @@ def quantize(
     progress: Progress | None = None,
     calibration: torch.Tensor | None = None,
     how: Calibration | None = None,
+    importance: bool = False,
 ) -> Report:
     """Quantizes the linear layers of a model in place; see `selection.plan` for which.
 
     `calibration`: windows of token ids `[count, tokens]`; errors are then made where these texts
-    notice them least (`model.calibrate`), `how` says with which effort. The head is not calibrated.
+    notice them least (`model.calibrate`), `how` says with which effort; with `importance` tokens
+    count by what the loss notices of them (`model.importance`). The head is not calibrated.
 
     Raises WeightError for a weight that is not finite, before the first layer is touched, and
     ModelError where nothing can be quantized. Fused expert weights stay dense and are named in a
@@ -108,7 +110,12 @@ def quantize(
     told = Told(progress, len(chosen))
     layers: tuple[LayerReport, ...] = ()
     if calibration is not None:
-        steps = Plan(formats=chosen, how=how or Calibration(passes=passes), threads=threads)
+        steps = Plan(
+            formats=chosen,
+            how=how or Calibration(passes=passes),
+            threads=threads,
+            importance=importance,
+        )
         layers = apply_calibrated(model, steps, calibration, told)
         chosen = {name: fmt for name, fmt in chosen.items() if name not in told.names}
     layers += apply(model, chosen, told, passes=passes, threads=threads)
@@ -160,6 +167,8 @@ def apply_calibrated(
     """Replaces the layers of all blocks, each calibrated on what those before it give."""
     blocks, reports = blocks_of(model), []
     streams = both_streams(model, model.get_submodule(blocks.names[0]), windows)
+    if steps.importance:
+        weigh(streams, model, blocks, windows, steps.threads)
     for place, prefix in enumerate(blocks.names):
         told.begin(prefix)
         for found in calibrate_block(blocks.read(place), prefix, streams, steps):

@@ -6,7 +6,7 @@ Several threads may run the same block at once, each with a window of its own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,9 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
+
+Each = Callable[[Callable[[int], Any], range], Iterable[Any]]
+"""Maps a function over windows, results in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +113,14 @@ def first_call(model: nn.Module, block: nn.Module, ids: torch.Tensor) -> tuple[t
     if not found:
         raise ModelError("the model never calls its first block", found=type(block).__name__)
     return found[0]
+
+
+def in_float32(call: Call) -> Call:
+    """The call with its floating-point tensors in float32."""
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.float()
+        return tuple(cast(each) for each in value) if isinstance(value, tuple) else value
+
+    return Call(args=cast(call.args), kwargs={k: cast(v) for k, v in call.kwargs.items()})
