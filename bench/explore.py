@@ -1,4 +1,4 @@
-"""The explorer's committed runs: codes that a search of so many minutes finds from seed 0.
+"""The explorer's committed runs: codes that a search of so many minutes finds from a seed.
 
 `python bench/explore.py [--json] [--only 2-e4m3 ...] [--jobs N]`. A run is `unspool explore`; its
 rows go to results/explore-BITS-OPERAND-TARGET.json, its log of all scored codes is thrown away.
@@ -9,31 +9,35 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from timing import HERE, facts, parser, write
 
-RUNS: tuple[tuple[float, str, str, float, int | None], ...] = (
-    # bits, operand, target, minutes, memory
-    (2, "e4m3", "sm90", 16, None),
-    (1.5, "e2m1", "sm120", 5, None),
-    (2.5, "e4m3", "sm90", 6, None),
-    (2, "e2m1", "sm120", 5, None),
-    (3.5, "e4m3", "sm90", 5, None),
-    (1, "e2m1", "sm120", 3, None),
-    (2, "e4m3", "sm90", 6, 10),
-    (3, "e4m3", "sm90", 8, None),
-    (4, "e4m3", "sm90", 5, None),
+RUNS: tuple[tuple[float, str, str, float, dict[str, int]], ...] = (
+    # bits, operand, target, minutes, other options
+    (2, "e4m3", "sm90", 16, {}),
+    (1.5, "e2m1", "sm120", 5, {}),
+    (2.5, "e4m3", "sm90", 6, {}),
+    (2, "e2m1", "sm120", 5, {}),
+    (2, "e4m3", "sm90", 10, {"seed": 1}),
+    (2, "e2m1", "sm120", 6, {"seed": 1}),
+    (3, "e4m3", "sm90", 8, {}),
+    (4, "e4m3", "sm90", 5, {}),
+    (3.5, "e4m3", "sm90", 5, {}),
+    (1, "e2m1", "sm120", 3, {}),
 )
 
 
 def command(
-    bits: float, operand: str, target: str, minutes: float, memory: int | None
+    bits: float, operand: str, target: str, minutes: float, options: Mapping[str, int]
 ) -> list[str]:
     """The command line of a run."""
     words = ["unspool", "explore", "--bits", f"{bits:g}", "--operand", operand, "--target", target,
-             "--minutes", f"{minutes:g}", "--seed", "0", "--json"]  # fmt: skip
-    return [*words, *(["--memory", str(memory)] if memory else [])]
+             "--minutes", f"{minutes:g}"]  # fmt: skip
+    for name, value in ({"seed": 0} | dict(options)).items():
+        words += [f"--{name}", str(value)]
+    return [*words, "--json"]
 
 
 def explored(words: list[str]) -> dict[str, Any]:
@@ -54,11 +58,12 @@ def main() -> None:
     options.add_argument("--jobs", type=int, help="processes; default: one per core")
     options.add_argument("--minutes", type=float, help="for every run, instead of its own")
     chosen = options.parse_args()
-    for bits, operand, target, minutes, memory in RUNS:
-        name = f"{bits:g}-{operand}-{target}" + (f"-memory-{memory}" if memory else "")
+    for bits, operand, target, minutes, options_of in RUNS:
+        name = f"{bits:g}-{operand}-{target}"
+        name += "".join(f"-{option}-{value}" for option, value in options_of.items())
         if chosen.only and not any(part in name for part in chosen.only):
             continue
-        words = command(bits, operand, target, chosen.minutes or minutes, memory)
+        words = command(bits, operand, target, chosen.minutes or minutes, options_of)
         about = facts()
         found = explored([*words, *(["--jobs", str(chosen.jobs)] if chosen.jobs else [])])
         rows = found.pop("rows")
