@@ -22,6 +22,9 @@ INTEGER = [name for name, fmt in FORMATS.items() if choose(fmt, "numpy").activat
 def test_a_wide_entry_is_what_successive_steps_emit(name, integer):
     code = parse(name).code
     found = levels(code, integer=integer)
+    if found is None:  # 2 weights a look-up and 15 bits: operands are looked up instead
+        assert (name, integer) == ("x2.5-e4m3", False)
+        return
     if integer:
         assert found.table.dtype == np.int8
     values = state_values(code)

@@ -38,7 +38,10 @@ WIDE_BYTES = 16 * 1024
 WIDE_BITS = 12
 
 COMPILED = {8: (1, 2, 4), 16: (2, 4)}
-"""Columns of a tile -> weights per look-up that the C++ library was compiled for."""
+"""Columns of a tile or of a part -> weights per look-up that the C++ library was compiled for."""
+
+PART_COLUMNS = 16
+"""Columns of a wider tile that are cut from one word of 64 bits."""
 
 INT8_WEIGHTS = 4
 """Weights per look-up of int8 tables: one 32-bit load."""
@@ -143,24 +146,33 @@ def int8_unit(values: Float32[np.ndarray, "..."]) -> float | None:
 
 
 def fits_words(code: Code) -> bool:
-    """Whether what a row of a tile reads of each plane is whole bytes and fits 64 bits.
+    """Whether what a part of a tile's row reads of each plane is whole bytes and fits 64 bits.
 
     The compiled kernels for one or two planes need that; others take the plain way.
     """
-    per_row = code.tile[1] // code.lanes
-    return len(code.planes) <= 2 and all(
-        per_row * plane.stride % 8 == 0
-        and (per_row - 1) * plane.stride + plane.window <= 64
-        and code.steps * plane.stride >= 64
-        for plane in code.planes
+    columns = _part_columns(code)
+    steps = columns // code.lanes
+    return (
+        len(code.planes) <= 2
+        and code.tile[1] % columns == 0
+        and all(
+            steps * plane.stride % 8 == 0
+            and (steps - 1) * plane.stride + plane.window <= 64
+            and code.steps * plane.stride >= 64
+            for plane in code.planes
+        )
     )
+
+
+def _part_columns(code: Code) -> int:
+    return min(code.tile[1], PART_COLUMNS)
 
 
 def _wide_dtype(code: Code, steps: int, *, exact: bool, integer: bool) -> str | None:
     """The dtype of a table of so many steps, or None where it is too large or not compiled."""
     weights = steps * code.lanes
     bits = sum(plane.window + (steps - 1) * plane.stride for plane in code.planes)
-    if weights not in COMPILED.get(code.tile[1], ()):
+    if weights not in COMPILED.get(_part_columns(code), ()):
         return None
     if not integer and bits <= WIDE_BITS and 4 * weights << bits <= WIDE_BYTES:
         return "float32"

@@ -47,40 +47,46 @@ UNSPOOL_INLINE void emit(const void* table, const float* values, uint64_t index,
   for (int lane = 0; lane < V; ++lane) out[lane] = levels[lane];
 }
 
-// The bits that one row of a tile reads of a plane fit 64: 8 or 16 columns are cut from one word.
-//
+// A part of a row of a tile: 8 or 16 columns, whose bits of a plane fit 64 and are cut from one
+// word. Tiles of 32 columns have two.
+static int32_t part_columns(const CodedMatrix& m) {
+  return m.tile_columns < 16 ? m.tile_columns : 16;
+}
+
 //   word   b0 b1 b2 b3 b4 b5 b6 ...      state 0 = b0 .. b4, then the word moves on by the stride
 //          [  window   ]
 //             [  window   ]
-template <int Planes, int V, int PerRow, Levels Kind, class Out>
+template <int Planes, int V, int PerPart, Levels Kind, class Out>
 static void quick_row(const CodedMatrix& m, int64_t row, int64_t tile, int64_t tiles,
                       const void* table, Out* out) {
   const int32_t steps = m.fast_steps, turn = int32_t(row % m.tile_rows) * m.steps_per_row();
-  const int32_t size = m.words * 4;
+  const int32_t size = m.words * 4, parts = m.tile_columns / (V * PerPart);
   const uint8_t* ring = m.tile(row / m.tile_rows, tile);
-  int32_t bytes[2], at[2], stride[2], low[2] = {0, 0};
+  int32_t bytes[2], at[2], on[2], stride[2], low[2] = {0, 0};
   uint64_t mask[2];
   for (int p = 0; p < Planes; ++p) {
     const int32_t window = m.window[p] + (steps - 1) * m.stride[p];
     bytes[p] = m.steps() * m.stride[p] / 8;
     at[p] = turn * m.stride[p] / 8;
+    on[p] = PerPart * steps * m.stride[p] / 8;
     stride[p] = steps * m.stride[p];
     mask[p] = ((uint64_t)1 << window) - 1;
     if (p == 0) low[1] = window;
   }
-  for (int64_t t = 0; t < tiles; ++t, ring += size) {
-    uint64_t word[2];
-    word[0] = ring64(ring, bytes[0], at[0]);
-    if (Planes == 2) word[1] = ring64(ring + bytes[0], bytes[1], at[1]);
-    UNSPOOL_UNROLL
-    for (int i = 0; i < PerRow; ++i, out += V) {
-      uint64_t index = word[0] & mask[0];
-      if (Planes == 2) index |= (word[1] & mask[1]) << low[1];
-      emit<V, Kind>(table, m.values, index, out);
-      word[0] >>= stride[0];
-      if (Planes == 2) word[1] >>= stride[1];
+  for (int64_t t = 0; t < tiles; ++t, ring += size)
+    for (int32_t part = 0; part < parts; ++part) {
+      uint64_t word[2];
+      word[0] = ring64(ring, bytes[0], at[0] + part * on[0]);
+      if (Planes == 2) word[1] = ring64(ring + bytes[0], bytes[1], at[1] + part * on[1]);
+      UNSPOOL_UNROLL
+      for (int i = 0; i < PerPart; ++i, out += V) {
+        uint64_t index = word[0] & mask[0];
+        if (Planes == 2) index |= (word[1] & mask[1]) << low[1];
+        emit<V, Kind>(table, m.values, index, out);
+        word[0] >>= stride[0];
+        if (Planes == 2) word[1] >>= stride[1];
+      }
     }
-  }
 }
 
 // `tiles` tiles of a row from tile `tile` on, by a table: levels as float or int8.
@@ -90,33 +96,33 @@ struct QuickRow {
                            const void* table, Out* out);
 };
 
-template <int V, int PerRow, Levels Kind, class Out>
+template <int V, int PerPart, Levels Kind, class Out>
 static typename QuickRow<Out>::Function for_planes(const CodedMatrix& m) {
-  return m.planes == 1 ? quick_row<1, V, PerRow, Kind, Out> : quick_row<2, V, PerRow, Kind, Out>;
+  return m.planes == 1 ? quick_row<1, V, PerPart, Kind, Out> : quick_row<2, V, PerPart, Kind, Out>;
 }
 
-template <int V, int PerRow>
+template <int V, int PerPart>
 static void for_levels(const CodedMatrix& m, QuickRow<float>::Function* found) {
   if (m.fast_kind == kFloatLevels)
-    *found = for_planes<V, PerRow, kFloats, float>(m);
+    *found = for_planes<V, PerPart, kFloats, float>(m);
   else if (m.fast_kind == kInt8Levels)
-    *found = for_planes<V, PerRow, kInt8, float>(m);
+    *found = for_planes<V, PerPart, kInt8, float>(m);
   else if (!m.parameter)
-    *found = m.entry_bytes == 1 ? for_planes<V, PerRow, kByteOperands, float>(m)
-                                : for_planes<V, PerRow, kHalfOperands, float>(m);
+    *found = m.entry_bytes == 1 ? for_planes<V, PerPart, kByteOperands, float>(m)
+                                : for_planes<V, PerPart, kHalfOperands, float>(m);
 }
 
-template <int V, int PerRow>
+template <int V, int PerPart>
 static void for_levels(const CodedMatrix& m, QuickRow<int8_t>::Function* found) {
-  if (m.fast_kind == kInt8Levels) *found = for_planes<V, PerRow, kInt8, int8_t>(m);
+  if (m.fast_kind == kInt8Levels) *found = for_planes<V, PerPart, kInt8, int8_t>(m);
 }
 
-// What a row of a tile reads of each plane is whole bytes and fits one word.
+// What a part reads of each plane is whole bytes and fits one word.
 static bool fits_words(const CodedMatrix& m) {
+  const int32_t steps = part_columns(m) / m.lanes;
   for (int32_t p = 0; p < m.planes; ++p) {
-    const int32_t read = (m.steps_per_row() - 1) * m.stride[p] + m.window[p];
-    const int32_t per_row = m.steps_per_row() * m.stride[p], ring = m.steps() * m.stride[p];
-    if (per_row % 8 || read > 64 || ring < 64) return false;
+    const int32_t read = (steps - 1) * m.stride[p] + m.window[p];
+    if (steps * m.stride[p] % 8 || read > 64 || m.steps() * m.stride[p] < 64) return false;
   }
   return m.planes <= 2;
 }
@@ -125,8 +131,8 @@ static bool fits_words(const CodedMatrix& m) {
 template <class Out>
 static typename QuickRow<Out>::Function quick_row_of(const CodedMatrix& m) {
   typename QuickRow<Out>::Function found = nullptr;
-  if (!fits_words(m)) return found;
-  switch (m.tile_columns * 16 + m.lanes * m.fast_steps) {
+  if (m.tile_columns % part_columns(m) || !fits_words(m)) return found;
+  switch (part_columns(m) * 16 + m.lanes * m.fast_steps) {
     case 8 * 16 + 1: for_levels<1, 8>(m, &found); break;
     case 8 * 16 + 2: for_levels<2, 4>(m, &found); break;
     case 8 * 16 + 4: for_levels<4, 2>(m, &found); break;
