@@ -1,7 +1,8 @@
-"""The explorer's committed runs: codes that a search of so many minutes finds from a seed.
+"""Runs of the explorer: codes that a search of so many minutes finds from a seed.
 
 `python bench/explore.py [--json] [--only 2-e4m3 ...] [--jobs N]`. A run is `unspool explore`; its
 rows go to results/explore-BITS-OPERAND-TARGET.json, its log of all scored codes is thrown away.
+Those without a file there were not made yet.
 """
 
 from __future__ import annotations

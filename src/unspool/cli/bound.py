@@ -29,7 +29,7 @@ def bound(
     k: Annotated[int, typer.Option(min=1, help="Input features.")] = 28672,
     batch: Annotated[str, typer.Option(help="Tokens, with commas between.")] = "1,16",
     activations: Annotated[
-        str, typer.Option(help="auto, float16, fp8, fp8x2, fp8x3, fp4.")
+        str, typer.Option(help="auto, float16, fp8, fp8x2, fp8x3, fp4, int8.")
     ] = "auto",
     loop: Annotated[
         bool, typer.Option("--loop", help="Count whole main loops first (extra cuda).")

@@ -33,7 +33,8 @@ FEWEST_NODES = 64
 """Smaller trellises have little to look up and keep the search in float32."""
 
 MOST_LEVELS = 96
-"""Levels of a lane whose costs stay in the first cache, for 32 rings."""
+"""Levels of a lane whose costs stay in the first cache, for 32 rings: 3 KiB a lane. With the 75 of
+a tail this takes 1 / 2.5 of the time of the search in float32."""
 
 PAIRED_LEVELS = 16
 """Up to so many, the costs of two lanes are looked up as one."""
