@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unspool.encode.ldlq import Calibration
 from unspool.errors import ModelError
 from unspool.model.blocks import block_names, blocks_of
-from unspool.model.calibrate import Plan, both_streams, calibrate_block, chunks
+from unspool.model.calibrate import Plan, both_streams, calibrate_block
 from unspool.model.swap import quantize
 from unspool.model.taps import Taps, shared
 from unspool.spec.catalog import parse
@@ -53,21 +52,6 @@ def test_threads_do_not_change_a_byte() -> None:
         found.append(model.state_dict())
     for name, tensor in found[0].items():
         assert torch.equal(tensor, found[1][name]), name
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3, 8, 11])
-@pytest.mark.parametrize("count", [1, 2, 7, 8, 129])
-def test_chunks_do_not_depend_on_the_processes_and_the_first_has_the_first_window(
-    count: int, processes: int
-) -> None:
-    found = chunks(count, processes)
-    assert [places for _, places in found] == [places for _, places in chunks(count, 1)]
-    assert [place for _, places in found for place in places] == list(range(count))
-    owners = [owner for owner, _ in found]
-    assert owners == sorted(owners)  # so a process's windows are one stretch
-    assert (owners[0], found[0][1].start) == (0, 0)
-    assert set(owners) == set(range(min(processes, 8)))
-    assert len(found[0][1]) > 0
 
 
 def test_blocks_stay_as_they_are_and_streams_move_on() -> None:
@@ -112,7 +96,7 @@ class Expert(nn.Module):
 
 
 def test_a_layer_that_no_token_reaches_is_an_error() -> None:
-    from unspool.model.calibrate import Streams
+    from unspool.model.sums import Streams
     from unspool.model.taps import Call
 
     hidden = [torch.randn(1, 32, 8)]
@@ -122,17 +106,3 @@ def test_a_layer_that_no_token_reaches_is_an_error() -> None:
     plan = Plan(formats={"b.used": parse("int8"), "b.idle": parse("int8")}, how=HOW, threads=1)
     with pytest.raises(ModelError, match=r"b\.idle: no token of the calibration text"):
         list(calibrate_block(Expert(), "b", streams, plan))
-
-
-def test_moments_are_those_of_the_inputs() -> None:
-    model = tiny()
-    block, ids = blocks_of(model).read(0), windows(3)
-    streams = both_streams(model, model.model.layers[0], ids)
-    with torch.no_grad():
-        x = block.input_layernorm(torch.cat(streams.original)).reshape(-1, 64).double()
-    from unspool.model.calibrate import _sums, workers
-
-    with workers(2) as each:
-        found = _sums(block, block, ["self_attn.q_proj"], streams, each)
-    np.testing.assert_allclose(found.inputs, (x.T @ x).numpy(), rtol=1e-4, atol=1e-3)
-    assert not found.moved.any()

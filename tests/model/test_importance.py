@@ -17,7 +17,6 @@ from unspool.matmul.reference import decode
 from unspool.model.blocks import blocks_of
 from unspool.model.calibrate import (
     Plan,
-    _sums,
     both_streams,
     calibrate_block,
     weigh,
@@ -25,6 +24,7 @@ from unspool.model.calibrate import (
 )
 from unspool.model.importance import Importance, Norms
 from unspool.model.selection import plan
+from unspool.model.sums import gather
 from unspool.spec.catalog import parse
 
 FORMAT = "t2-e2m1:h32"
@@ -121,7 +121,7 @@ def test_an_error_at_a_token_of_no_weight_costs_nothing() -> None:
         streams = both_streams(model, model.model.layers[0], other)
         streams.importance = importance
         with workers(1) as each:
-            sums = _sums(block, block, ["mlp.down_proj"], streams, each, "model.layers.0")
+            sums = gather(block, block, ["mlp.down_proj"], streams, each, prefix="model.layers.0")
         found.append(sums)
     assert np.array_equal(found[0].weighed, found[1].weighed)
     assert not np.array_equal(found[0].inputs, found[1].inputs)

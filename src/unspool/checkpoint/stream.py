@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unspool.model.blocks import Blocks
-    from unspool.model.calibrate import Plan, Streams
+    from unspool.model.calibrate import Plan
     from unspool.model.importance import Kept, Norms
+    from unspool.model.sums import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""One thread for numpy's linear algebra, so that no bit depends on how many there are.
+"""One thread for each product of numpy's linear algebra, so that no bit depends on how many run.
 
 OpenBLAS divides products and factorizations among its threads, and rounds otherwise for each
 number of them: on one machine `x.T @ x`, `solve` and `cholesky` gave other bits with two threads
-than with one from 96 columns on.
+than with one from 96 columns on. Larger work is cut into products whose shapes do not depend on
+the threads, for threads of our own.
 """
 
 from __future__ import annotations
@@ -11,11 +12,18 @@ import ctypes
 import functools
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+
+from unspool import native
+
+Place = TypeVar("Place")
+Made = TypeVar("Made")
 
 LIBRARY = "libscipy_openblas*"
 """The one in numpy's own wheels; the functions carry its prefix, and the suffix of 64-bit sizes."""
@@ -52,6 +60,22 @@ def one_thread() -> Iterator[None]:
             _INSIDE.pop()
             if not _INSIDE:
                 put(_BEFORE[0])
+
+
+def in_threads(
+    work: Callable[[Place], Made], places: Sequence[Place], threads: int | None
+) -> list[Made]:
+    """`work` of every place, by threads that have one each at a time; results in their order."""
+    count = min(native.threads(threads), len(places))
+    if count < 2:
+        return [work(place) for place in places]
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, places))
+
+
+def blocks_of(size: int, block: int) -> list[slice]:
+    """Slices of a range, `block` long, the last one shorter."""
+    return [slice(first, min(first + block, size)) for first in range(0, size, block)]
 
 
 @functools.cache

@@ -6,6 +6,7 @@ keeps states, scales and tables.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,10 +14,10 @@ import numpy as np
 from unspool.decode.interpret import state_values
 from unspool.encode import levels, scales
 from unspool.encode.encode import CLIPS, wanted_scale
-from unspool.encode.feedback import Feedback, row_metric
+from unspool.encode.feedback import Feedback
 from unspool.encode.nearest import nearest, nearest_units
 from unspool.encode.scales import Scales
-from unspool.encode.survivors import search, survivors
+from unspool.encode.survivors import RowMetric, search, survivors
 from unspool.encode.viterbi import trellis
 from unspool.pack.tiles import to_rings
 from unspool.spec.format import Format
@@ -52,11 +53,16 @@ class TrellisColumns:
     """A tile's columns at a time, by the search whose survivors hear of their own errors."""
 
     def __init__(
-        self, stored: Scales, fmt: Format, feedback: Feedback, passes: int, threads: int | None
+        self,
+        stored: Scales,
+        fmt: Format,
+        rows: Sequence[RowMetric],
+        passes: int,
+        threads: int | None,
     ) -> None:
-        """`stored`: the scales of all rows and blocks."""
+        """`stored`: the scales of all rows and blocks; `rows`: the metric of each tile's row."""
         self._code, self._scale, self._stored = fmt.code, fmt.scale, stored
-        self._feedback, self._passes, self._threads = feedback, passes, threads
+        self._rows, self._passes, self._threads = rows, passes, threads
         self._found: list[np.ndarray] = []
         self._planes = tuple((plane.window, plane.stride) for plane in fmt.code.planes)
         self._trellis = trellis(state_values(fmt.code), self._planes)
@@ -67,10 +73,8 @@ class TrellisColumns:
         code, scale = self._code, self.scale(first)
         inverse = scales.inverse(scale)
         tile = (targets[:, first : first + self.step] * inverse).reshape(-1, *code.tile)
-        row = row_metric(self._feedback, first, self.step, code.lanes)
-        row = row.over(float(self._feedback.cost.mean()))
         values = state_values(code)
-        wanted = search(values, self._planes, row, self._trellis)
+        wanted = search(values, self._planes, self._rows[first // self.step], self._trellis)
         states = survivors(wanted, tile, passes=self._passes, threads=self._threads)
         self._found.append(states)
         return values[states].reshape(-1, self.step)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from unspool import native
 from unspool.encode import scales
-from unspool.encode.blas import one_thread
+from unspool.encode.blas import in_threads, one_thread
 from unspool.encode.columns import Columns, LevelColumns, PlainColumns, TrellisColumns
 from unspool.encode.encode import (
     PASSES,
@@ -30,9 +31,10 @@ from unspool.encode.encode import (
     unit_of,
     wanted_scale,
 )
-from unspool.encode.feedback import Feedback, factor, spread
+from unspool.encode.feedback import Feedback, factor, row_metric, spread
 from unspool.encode.moments import DAMPING, Moments, checked, damped, turned, wanted
 from unspool.encode.scales import Scales
+from unspool.encode.survivors import RowMetric
 from unspool.pack.matrix import CodedMatrix
 from unspool.pack.words import pack
 from unspool.spec.format import Format
@@ -72,6 +74,23 @@ class Walk:
     cost: Float64[np.ndarray, "n"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What every strip of a layer needs to know of its feedback, made once.
+
+    pass_on  float32 [k, k]
+    inside   float32 [k / step, step, step]  `spread` of the columns encoded at a time; None of one
+    rows     per tile of a trellis code's row, in units of the mean cost; empty of other codes
+    moments  float32 [k, k]
+    """
+
+    feedback: Feedback
+    pass_on: Float32[np.ndarray, "k k"]
+    inside: np.ndarray | None
+    rows: tuple[RowMetric, ...]
+    moments: Float32[np.ndarray, "k k"]
+
+
 @one_thread()
 def encode_calibrated(
     weight: Float32[np.ndarray, "n k"],
@@ -86,54 +105,89 @@ def encode_calibrated(
     """The coded matrix of a weight `[n, k]` whose outputs on the calibration inputs err least.
 
     Raises WeightError for a weight or moments that are not finite or do not fit each other. Works
-    through the rows in strips, as `encode` does; the moments take 24 bytes x k x k beside them.
+    through the rows in strips, as `encode` does, a thread each; the moments take 32 bytes x k x k
+    beside them.
     """
     weight = checked_weight(weight, where)
     n, k = weight.shape
-    target = wanted(weight, checked(moments, n, k, where), how.damping)
-    columns = fmt.padded(n, k)[1]
-    moments_damped = damped(turned(moments.costs, fmt.rotation, columns), how.damping)
-    feedback, unit = factor(moments_damped), unit_of(target, fmt, where)
+    moments, columns = checked(moments, n, k, where), fmt.padded(n, k)[1]
+
+    def factored(inputs: np.ndarray) -> tuple[np.ndarray, Feedback]:
+        met = damped(turned(inputs, fmt.rotation, columns, threads=threads), how.damping)
+        return met, factor(met, threads=threads)
+
+    target, (met, feedback) = weight, factored(moments.inputs)
+    if moments.drift is not None:
+        target = wanted(weight, moments.drift, feedback, fmt.rotation, threads=threads)
+    if moments.weighed is not None:
+        met, feedback = factored(moments.weighed)
+    heard, unit = _heard(fmt, feedback, met), unit_of(target, fmt, where)
+    del met
     tensor = None
     if fmt.scale.tensor:
         largest = max(float(wanted_scale(s, fmt).max()) for s in strips_of(target, fmt, unit))
         tensor = scales.tensor_scale(largest, fmt.scale.operand)
+    count = strip_count((n, k), fmt)
+    together = min(native.threads(threads), count)
+    inner = max(1, native.threads(threads) // together)
 
     def part(place: int) -> Part:
-        strip = strip_at(target, fmt, unit, place, threads)
-        walk = _encode_strip(strip, fmt, tensor, feedback, moments_damped, how, threads)
+        strip = strip_at(target, fmt, unit, place, inner)
+        walk = _encode_strip(strip, fmt, tensor, heard, how, inner)
         return Part(codes=pack(walk.states, fmt.code), scale=walk.scales.bits, table=walk.table)
 
-    return matrix_of(share(part, strip_count((n, k), fmt)), fmt, (n, k), tensor, unit)
+    def some(group: int) -> list[Part]:
+        first = group * together
+        return in_threads(part, range(first, min(first + together, count)), together)
+
+    parts = [each for group in share(some, -(-count // together)) for each in group]
+    return matrix_of(parts, fmt, (n, k), tensor, unit)
+
+
+def _heard(fmt: Format, feedback: Feedback, moments: np.ndarray) -> Heard:
+    code, k = fmt.code, len(feedback.cost)
+    trellis = code.sigma is not None and not code.program.parameters
+    step, inside = code.tile[1] if trellis else 1, None
+    rows: tuple[RowMetric, ...] = ()
+    if trellis:
+        mean = float(feedback.cost.mean())
+        places = range(0, k, step)
+        rows = tuple(row_metric(feedback, at, step, code.lanes).over(mean) for at in places)
+        inside = np.stack([spread(feedback, at, step) for at in places]).astype(np.float32)
+    return Heard(
+        feedback=feedback,
+        pass_on=feedback.pass_on.astype(np.float32),
+        inside=inside,
+        rows=rows,
+        moments=moments.astype(np.float32),
+    )
 
 
 def _encode_strip(
     strip: np.ndarray,
     fmt: Format,
     tensor: np.ndarray | None,
-    feedback: Feedback,
-    moments: np.ndarray,
+    heard: Heard,
     how: Calibration,
-    threads: int | None,
+    threads: int,
 ) -> Walk:
     if fmt.code.program.parameters:
-        return _walk(strip, LevelColumns(strip, fmt, tensor, feedback, threads), feedback)
+        return _walk(strip, LevelColumns(strip, fmt, tensor, heard.feedback, threads), heard)
     if fmt.code.sigma is None:
-        return _walk(strip, PlainColumns(strip, fmt, tensor, feedback, threads), feedback)
+        return _walk(strip, PlainColumns(strip, fmt, tensor, heard.feedback, threads), heard)
     best: Walk | None = None
     asked = wanted_scale(strip, fmt)
     for stretch in how.stretches:
         stored = scales.store(asked * np.float32(stretch), fmt.scale, tensor)
-        columns = TrellisColumns(stored, fmt, feedback, how.passes, threads)
-        best = _better(best, _walk(strip, columns, feedback), fmt)
+        columns = TrellisColumns(stored, fmt, heard.rows, how.passes, threads)
+        best = _better(best, _walk(strip, columns, heard), fmt)
     assert best is not None
-    return _refitted(strip, best, fmt, tensor, moments)
+    return _refitted(strip, best, fmt, tensor, heard.moments)
 
 
-def _walk(strip: np.ndarray, columns: Columns, feedback: Feedback) -> Walk:
+def _walk(strip: np.ndarray, columns: Columns, heard: Heard) -> Walk:
     """Encodes all columns, each after all before it were heard."""
-    k, step = strip.shape[1], columns.step
-    pass_on = feedback.pass_on.astype(np.float32)
+    k, step, pass_on = strip.shape[1], columns.step, heard.pass_on
     targets, values = strip.copy(), np.empty_like(strip)
     missed = np.empty_like(strip)
     for first in range(0, k, BATCH):
@@ -142,8 +196,7 @@ def _walk(strip: np.ndarray, columns: Columns, feedback: Feedback) -> Walk:
             here = slice(at, at + step)
             values[:, here] = columns.encode(at, targets)
             error = targets[:, here] - values[:, here] * columns.scale(at)
-            heard = spread(feedback, at, step).astype(np.float32) if step > 1 else None
-            missed[:, here] = error if heard is None else error @ heard
+            missed[:, here] = error if heard.inside is None else error @ heard.inside[at // step]
             targets[:, at + step : last] += missed[:, here] @ pass_on[here, at + step : last]
         targets[:, last:] += missed[:, first:last] @ pass_on[first:last, last:]
     return Walk(
@@ -151,7 +204,7 @@ def _walk(strip: np.ndarray, columns: Columns, feedback: Feedback) -> Walk:
         values=values,
         scales=columns.scales(),
         table=columns.table(),
-        cost=np.square(missed, dtype=np.float64) @ feedback.cost,
+        cost=np.square(missed, dtype=np.float64) @ heard.feedback.cost,
     )
 
 
@@ -187,8 +240,8 @@ def _refitted(
     """The row scales that suit the chosen values best, kept where they help: w H v / v H v."""
     if fmt.scale.block is not None:
         return walk
-    met = walk.values.astype(np.float64) @ moments
-    power, agreed = np.einsum("nk,nk->n", met, walk.values), np.einsum("nk,nk->n", met, strip)
+    met = walk.values @ moments
+    power, agreed = (np.einsum("nk,nk->n", met, v, dtype=np.float64) for v in (walk.values, strip))
     asked = np.divide(agreed, power, out=np.zeros_like(power), where=power > 0)
     new = scales.store(np.maximum(asked, 0)[:, None].astype(np.float32), fmt.scale, tensor)
     costs = [

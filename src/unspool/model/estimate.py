@@ -22,9 +22,10 @@ from unspool.encode.ldlq import Calibration, encode_calibrated
 from unspool.encode.moments import Moments
 from unspool.matmul.reference import decode
 from unspool.model.blocks import Stored, block_names
-from unspool.model.calibrate import CHUNKS, both_streams, pass_block, workers
+from unspool.model.calibrate import both_streams, pass_block, workers
 from unspool.model.importance import Tail, backward, forward
 from unspool.model.load import unfilled_model
+from unspool.model.sums import CHUNKS
 from unspool.spec.format import Format
 
 if TYPE_CHECKING:

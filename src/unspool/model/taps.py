@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,9 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
+
+THROUGH = "<hidden states after the block>"
+"""No layer's name."""
 
 Each = Callable[[Callable[[int], Any], range], Iterable[Any]]
 """Maps a function over windows, results in their order."""
@@ -27,6 +30,14 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    #: what linear layers and attention multiply in; hidden states and norms stay in float32
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def precision(self) -> torch.autocast:
+        """The context that says so to torch."""
+        rounded = self.dtype != torch.float32
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounded, cache_enabled=False)
 
 
 class _ReachedError(Exception):
@@ -36,9 +47,9 @@ class _ReachedError(Exception):
 class Taps:
     """Hooks on some linear layers of a block that keep what they read, while the context lasts."""
 
-    def __init__(self, block: nn.Module, names: Sequence[str]) -> None:
-        """`names` are the layers' names inside the block."""
-        self._block, self._names = block, tuple(names)
+    def __init__(self, block: nn.Module, names: Sequence[str], *, through: bool = False) -> None:
+        """`names` are the layers' names inside the block; `through`: runs go on to its end."""
+        self._block, self._names, self._through = block, tuple(names), through
         self._of_thread = threading.local()
         self._handles: list[Any] = []
 
@@ -56,11 +67,16 @@ class Taps:
         self._handles.clear()
 
     def read(self, hidden: torch.Tensor, call: Call) -> dict[str, torch.Tensor]:
-        """What each layer reads, `[..., k]`; ends at the last. Layers not reached are left out."""
+        """What each layer reads, `[..., k]`; ends at the last. Layers not reached are left out.
+
+        A run `through` the block has its hidden states too, under that name.
+        """
         found: dict[str, torch.Tensor] = {}
         self._of_thread.found = found
         with suppress(_ReachedError):
-            run_block(self._block, hidden, call)
+            after = run_block(self._block, hidden, call)
+            if self._through:
+                found[THROUGH] = after
         self._of_thread.found = None
         return found
 
@@ -69,7 +85,7 @@ class Taps:
         if found is None:
             return
         found[name] = args[0]
-        if len(found) == len(self._names):
+        if len(found) == len(self._names) and not self._through:
             raise _ReachedError
 
 
@@ -87,9 +103,15 @@ def shared(read: Mapping[str, torch.Tensor]) -> list[list[str]]:
 
 def run_block(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
     """The hidden states after a block."""
-    with torch.no_grad():
+    with torch.no_grad(), call.precision:
         out = block(hidden, *call.args, **call.kwargs)
-    return out[0] if isinstance(out, tuple) else out
+    return (out[0] if isinstance(out, tuple) else out).float()
+
+
+def without_bias(layer: nn.Module, x: torch.Tensor, call: Call) -> torch.Tensor:
+    """What a linear layer makes of a difference of inputs, in the precision of the call."""
+    with torch.no_grad(), call.precision:
+        return nn.functional.linear(x, layer.weight).float()
 
 
 def first_call(model: nn.Module, block: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, Call]:
@@ -123,4 +145,5 @@ def in_float32(call: Call) -> Call:
             return value.float()
         return tuple(cast(each) for each in value) if isinstance(value, tuple) else value
 
-    return Call(args=cast(call.args), kwargs={k: cast(v) for k, v in call.kwargs.items()})
+    kwargs = {k: cast(v) for k, v in call.kwargs.items()}
+    return replace(call, args=cast(call.args), kwargs=kwargs)

@@ -1,0 +1,300 @@
+"""What calibration sums over the windows of a text for the layers that read one activation.
+
+Windows are passed through the block by threads that take whole ones. The products of what some
+windows give are then made in blocks of columns, one thread each, in float32, and added to sums in
+float64: windows in their order inside chunks, then the chunks. No shape of a product depends on the
+number of threads or of processes, so neither do the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from unspool.encode.blas import blocks_of
+from unspool.model.importance import Importance
+from unspool.model.processes import ALONE, Processes
+from unspool.model.taps import THROUGH, Call, Each, Taps, without_bias
+
+RESIDUAL = {"self_attn.o_proj": "", "mlp.down_proj": "post_attention_layernorm"}
+"""Layers whose output is added to the residual stream, and the module inside the block that reads
+the stream before ("": the block itself). Their outputs make good for what the stream has drifted:
+KL .0544 to .0513 for t2-e2m1 on the bundled model."""
+
+NOT_RESIDUAL = "pre_feedforward_layernorm"
+"""Blocks with this module normalise outputs before they add them."""
+
+CHUNKS = 8
+"""Parts of the text that are summed apart: more processes than these share layers alone. A process
+that sums several keeps each until all are summed, 16 bytes x k x k."""
+
+TOGETHER = 2048
+"""Tokens, in whole windows, of one product: a sum is read and written once for all of them. With
+windows of 512 one by one that took 34 s of a layer with k = 8192."""
+
+BLOCK = 1024
+"""Columns of a product that one thread makes."""
+
+SYMMETRIC = ("inputs", "weighed")
+
+
+@dataclass(kw_only=True)
+class Streams:
+    """Hidden states `[1, tokens, width]` per window, before the block at hand.
+
+    original    those of the original model
+    quantized   those of the model as quantized so far
+    call        what every block is called with beside them
+    count       windows of all processes; the lists hold those of this one
+    processes   those that have the windows between them
+    importance  of every token to every layer; without it all count alike
+    """
+
+    original: list[torch.Tensor]
+    quantized: list[torch.Tensor]
+    call: Call
+    count: int
+    processes: Processes = ALONE
+    importance: Importance | None = None
+
+
+def chunks(windows: int, processes: int) -> list[tuple[int, range]]:
+    """Every chunk's process and windows, in order; the first process has the first window."""
+    begins = [-(-chunk * windows // CHUNKS) for chunk in range(CHUNKS + 1)]
+    owners = [chunk * min(processes, CHUNKS) // CHUNKS for chunk in range(CHUNKS)]
+    return [(owners[chunk], range(*begins[chunk : chunk + 2])) for chunk in range(CHUNKS)]
+
+
+@dataclass(kw_only=True)
+class Sums:
+    """Sums over windows; None where there is nothing to sum.
+
+    inputs   [k, k]  x x^T of what the layers read
+    weighed  [k, k]  g x x^T, g the importance of a token
+    moved    [k, k]  (x of the original - x) x^T, of several layers or a tall one
+    drift    [n, k]  (output of the original - output) x^T, of a layer by itself: what it gives for
+                     another x, and what the residual stream lacks where it adds to that
+    """
+
+    inputs: np.ndarray | None = None
+    weighed: np.ndarray | None = None
+    moved: np.ndarray | None = None
+    drift: np.ndarray | None = None
+    tokens: int = 0
+
+    def arrays(self) -> tuple[np.ndarray | None, ...]:
+        """All sums, in the order of the fields."""
+        return self.inputs, self.weighed, self.moved, self.drift
+
+    @classmethod
+    def of(cls, arrays: Sequence[np.ndarray | None], tokens: int) -> Sums:
+        """The sums whose `arrays` those are."""
+        inputs, weighed, moved, drift = arrays
+        return cls(inputs=inputs, weighed=weighed, moved=moved, drift=drift, tokens=tokens)
+
+    def add(self, found: Sums) -> None:
+        """Adds others, in the place of these."""
+        sums = zip(self.arrays(), found.arrays(), strict=True)
+        self.inputs, self.weighed, self.moved, self.drift = [_added(*each) for each in sums]
+        self.tokens += found.tokens
+
+
+def _added(total: np.ndarray | None, more: np.ndarray | None) -> np.ndarray | None:
+    if total is None or more is None:
+        return more if total is None else total
+    total += more
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """What a window gives: the rows of `Sums`' products, beside x itself."""
+
+    x: torch.Tensor
+    weighed: torch.Tensor | None = None
+    moved: torch.Tensor | None = None
+    drift: torch.Tensor | None = None
+
+
+def gather(
+    block: nn.Module,
+    changed: nn.Module,
+    group: Sequence[str],
+    streams: Streams,
+    each: Each,
+    *,
+    prefix: str = "",
+    last: bool = False,
+) -> Sums:
+    """The sums of a group of layers over all windows; `prefix` is the block's name in the model.
+
+    `block` is the original, `changed` has the layers before these quantized. Of the `last` group
+    of a block the original stream is moved on in the same pass.
+    """
+    first, beside = group[0], _residual(block, group[0]) if len(group) == 1 else None
+    names = [first, beside] if beside else [first]
+    with Taps(changed, names) as taps, Taps(block, names, through=last) as originals:
+
+        def window(place: int) -> _Window | None:
+            before, now = streams.original[place], streams.quantized[place]
+            new, old = taps.read(now, streams.call), originals.read(before, streams.call)
+            streams.original[place] = old.pop(THROUGH, before)
+            if first not in new:
+                return None
+            lacks = None
+            if beside is not None:
+                lacks = before - now if not beside else old[beside] - new[beside]
+            found = _window(new[first], old.get(first), lacks, layers, streams.call)
+            return found if weigh is None else replace(found, weighed=weigh(place, found.x))
+
+        layers = [block.get_submodule(name) for name in group]
+        weigh = _weigher(streams, [f"{prefix}.{name}" for name in group])
+        total = _over_chunks(partial(_of_chunk, window, streams, each), streams)
+    for square in total.inputs, total.weighed:
+        if square is not None:
+            _mirror(square)
+    return total
+
+
+def _weigher(
+    streams: Streams, names: Sequence[str]
+) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
+    """What gives the rows of a window times the roots of their importance; None without one."""
+    importance = streams.importance
+    if importance is None:
+        return None
+    return lambda place, x: x * torch.from_numpy(importance.roots(place, names, len(x)))
+
+
+def _of_chunk(
+    window: Callable[[int], _Window | None], streams: Streams, each: Each, places: range
+) -> Sums:
+    """The sums of a chunk, over as many windows at a time as are multiplied together."""
+    total = Sums()
+    some = max(1, TOGETHER // streams.original[places.start].shape[1]) if places else 1
+    for first in range(places.start, places.stop, some):
+        here = range(first, min(first + some, places.stop))
+        found = [rows for rows in each(window, here) if rows is not None]
+        if found:
+            _add_products(total, found, each)
+    return total
+
+
+def _window(
+    new: torch.Tensor,
+    old: torch.Tensor | None,
+    lacks: torch.Tensor | None,
+    layers: Sequence[nn.Module],
+    call: Call,
+) -> _Window:
+    """What a window gives for what is read now, and what was (None: by other tokens' experts)."""
+    x = _rows(new)
+    if old is None or old.numel() != x.numel():
+        # Another choice of experts: no token for token.
+        return _Window(x=x)
+    moved, weight = _rows(old) - x, layers[0].weight
+    if len(layers) > 1 or (lacks is None and len(weight) > x.shape[1]):
+        return _Window(x=x, moved=moved)
+    drift = without_bias(layers[0], moved, call)
+    return _Window(x=x, drift=drift if lacks is None else drift + _rows(lacks))
+
+
+def _add_products(total: Sums, windows: Sequence[_Window], each: Each) -> None:
+    """Adds the products of some windows; of those that are symmetric the blocks from the diagonal
+    on."""
+    x = torch.cat([window.x for window in windows])
+    total.tokens += len(x)
+    tasks: list[_Block] = []
+    for name in ("inputs", "weighed", "moved", "drift"):
+        rows = x if name == "inputs" else _together([getattr(w, name) for w in windows], windows)
+        if rows is None:
+            continue
+        if getattr(total, name) is None:
+            setattr(total, name, np.zeros((rows.shape[1], x.shape[1])))
+        symmetric = name in SYMMETRIC
+        into, right = getattr(total, name), rows if symmetric else x
+        tasks += [
+            _Block(into=into, left=rows[:, here], right=right[:, there], place=(here, there))
+            for here in blocks_of(rows.shape[1], BLOCK)
+            for there in blocks_of(x.shape[1], BLOCK)
+            if not symmetric or there.start >= here.start
+        ]
+    for _ in each(lambda place: tasks[place].add(), range(len(tasks))):
+        pass
+
+
+def _together(
+    rows: Sequence[torch.Tensor | None], windows: Sequence[_Window]
+) -> torch.Tensor | None:
+    """The rows of all windows, zeros for those that have none; None where none has."""
+    width = next((each.shape[1] for each in rows if each is not None), None)
+    if width is None:
+        return None
+    return torch.cat(
+        [
+            window.x.new_zeros(len(window.x), width) if each is None else each
+            for each, window in zip(rows, windows, strict=True)
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """left^T right, to be added to a block of a sum."""
+
+    into: np.ndarray
+    left: torch.Tensor
+    right: torch.Tensor
+    place: tuple[slice, slice]
+
+    def add(self) -> None:
+        self.into[self.place] += (self.left.T @ self.right).numpy()
+
+
+def _mirror(square: np.ndarray) -> None:
+    """Gives the blocks below the diagonal those above it."""
+    blocks = blocks_of(len(square), BLOCK)
+    for place, here in enumerate(blocks):
+        for there in blocks[:place]:
+            square[here, there] = square[there, here].T
+
+
+def _over_chunks(chunk: Callable[[range], Sums], streams: Streams) -> Sums:
+    """The sums of all chunks, added in their order, in every process."""
+    processes = streams.processes
+    divided = chunks(streams.count, processes.count)
+    mine = [part for owner, part in divided if owner == processes.rank]
+    first = mine[0].start if mine else 0  # the window that is this process's first
+    if processes.count > 1:
+        held = iter(processes.agreed(lambda: [chunk(_before(part, first)) for part in mine]))
+    else:
+        held = (chunk(part) for part in mine)
+    total = Sums()
+    for owner, _ in divided:
+        found = next(held) if owner == processes.rank else Sums()
+        arrays = (*found.arrays(), np.array(found.tokens))
+        *sums, tokens = processes.from_one(owner, arrays)
+        assert tokens is not None
+        total.add(Sums.of(sums, int(tokens)))
+    return total
+
+
+def _before(part: range, first: int) -> range:
+    return range(part.start - first, part.stop - first)
+
+
+def _residual(block: nn.Module, name: str) -> str | None:
+    """The module that reads the residual stream which a layer adds to; None for other layers."""
+    beside = RESIDUAL.get(name)
+    if beside is None or hasattr(block, NOT_RESIDUAL):
+        return None
+    return beside if not beside or hasattr(block, beside) else None
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1]).float()
