@@ -31,7 +31,7 @@ def correlated(code: Code, strength: float) -> tuple[RowMetric, np.ndarray]:
     """A metric of columns correlated by strength ** distance, and those moments."""
     at = np.arange(code.tile[1])
     moments = strength ** np.abs(at[:, None] - at)
-    return row_metric(factor(moments), 0, code.tile[1], code.lanes), moments
+    return row_metric(factor(moments.copy()), 0, code.tile[1], code.lanes), moments
 
 
 def searched(code: Code, row: RowMetric) -> Search:

@@ -12,7 +12,7 @@ from unspool.errors import ModelError
 from unspool.model.blocks import block_names, blocks_of
 from unspool.model.calibrate import Plan, both_streams, calibrate_block
 from unspool.model.swap import quantize
-from unspool.model.taps import Taps, shared
+from unspool.model.taps import Parts, Taps, shared
 from unspool.spec.catalog import parse
 
 HOW = Calibration(stretches=(1.0,))
@@ -36,7 +36,7 @@ def test_layers_that_read_the_same_activation_are_found() -> None:
     block, name = model.model.layers[0], block_names(model)[0]
     streams = both_streams(model, block, windows(1))
     layers = [n for n, m in block.named_modules() if isinstance(m, nn.Linear)]
-    with Taps(block, layers) as taps:
+    with Taps(Parts(block), layers) as taps:
         groups = shared(taps.read(streams.original[0], streams.call))
     assert name == "model.layers.0"
     assert [sorted(each.split(".")[1] for each in group) for group in groups] == [

@@ -25,6 +25,7 @@ from unspool.model.calibrate import (
 from unspool.model.importance import Importance, Norms
 from unspool.model.selection import plan
 from unspool.model.sums import gather
+from unspool.model.taps import Parts
 from unspool.spec.catalog import parse
 
 FORMAT = "t2-e2m1:h32"
@@ -121,7 +122,14 @@ def test_an_error_at_a_token_of_no_weight_costs_nothing() -> None:
         streams = both_streams(model, model.model.layers[0], other)
         streams.importance = importance
         with workers(1) as each:
-            sums = gather(block, block, ["mlp.down_proj"], streams, each, prefix="model.layers.0")
+            sums = gather(
+                Parts(block),
+                Parts(block),
+                ["mlp.down_proj"],
+                streams,
+                each,
+                prefix="model.layers.0",
+            )
         found.append(sums)
     assert np.array_equal(found[0].weighed, found[1].weighed)
     assert not np.array_equal(found[0].inputs, found[1].inputs)

@@ -14,7 +14,7 @@ from unspool.model import sums
 from unspool.model.blocks import blocks_of
 from unspool.model.calibrate import both_streams, workers
 from unspool.model.sums import Streams, Sums, chunks, gather
-from unspool.model.taps import run_block
+from unspool.model.taps import Parts, Taps, run_block
 
 
 def tiny(**sizes: int) -> LlamaForCausalLM:
@@ -44,7 +44,7 @@ def drifted(count: int = 6, dtype: torch.dtype = torch.float32) -> tuple[nn.Modu
 def gathered(names: list[str], threads: int = 2, **more: bool) -> tuple[Sums, nn.Module, Streams]:
     block, streams = drifted()
     with workers(threads) as each:
-        return gather(block, block, names, streams, each, **more), block, streams
+        return gather(Parts(block), Parts(block), names, streams, each, **more), block, streams
 
 
 def read(block: nn.Module, name: str, hidden: torch.Tensor, streams: Streams) -> torch.Tensor:
@@ -119,13 +119,47 @@ def test_the_last_pass_of_a_block_moves_the_original_on() -> None:
     assert np.array_equal(found.drift, same.drift)
 
 
+def test_a_settled_part_runs_once_per_window_and_gives_the_same() -> None:
+    block, streams = drifted(3)
+    runs = []
+    block.self_attn.q_proj.register_forward_pre_hook(lambda *_: runs.append(1))
+    names = ["mlp.gate_proj", "mlp.down_proj"]
+    found = []
+    with Parts(block) as parts:
+        for settled in (["self_attn.q_proj"], names):  # first nothing is, then attention
+            parts.settle([*settled, *names])
+            for name in names:
+                with Taps(parts, [name]) as taps:
+                    read = [taps.read(x, streams.call, i) for i, x in enumerate(streams.original)]
+                found.append([each[name] for each in read])
+    assert len(runs) == 3 + 3 + 3
+    for once, again in ((found[0], found[2]), (found[1], found[3])):
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+def test_a_part_that_still_changes_or_runs_to_the_end_is_not_kept() -> None:
+    block, streams = drifted(1)
+    hidden = streams.original[0]
+    with Parts(block) as parts:
+        parts.settle([])
+        with Taps(parts, ["mlp.down_proj"], through=True) as taps:
+            before = taps.read(hidden, streams.call)
+        block.mlp.down_proj.weight.data.zero_()
+        block.self_attn.o_proj.weight.data.zero_()
+        with parts.window(0):
+            after = run_block(block, hidden, streams.call)
+    assert torch.equal(after, hidden)
+    assert not torch.equal(before["<hidden states after the block>"], hidden)
+    assert "forward" not in vars(block.mlp)
+
+
 def test_passes_in_bfloat16_find_nearly_the_same() -> None:
     exact, rounded = drifted(), drifted(dtype=torch.bfloat16)
     found = []
     for block, streams in (exact, rounded):
         halved = deepcopy(block).to(streams.call.dtype) if streams is rounded[1] else block
         with workers(1) as each:
-            found.append(gather(halved, halved, ["mlp.down_proj"], streams, each))
+            found.append(gather(Parts(halved), Parts(halved), ["mlp.down_proj"], streams, each))
     assert found[1].inputs.dtype == np.float64
     for name in ("inputs", "drift"):
         wanted, near = (getattr(each, name) for each in found)

@@ -222,7 +222,7 @@ def _streams(
         return None
     with stored.without_blocks():
         first = model.get_submodule(blocks.names[0])
-        streams = both_streams(model, first, windows, processes)
+        streams = both_streams(model, first, windows, processes, plan.dtype)
         if plan.importance:
             kept = NOTHING if journal is None else _kept(journal)
             weigh(streams, model, blocks, windows, plan.threads, kept)

@@ -18,6 +18,7 @@ from unspool.cli.quantize_options import (
     Bits,
     CalibrationFile,
     CalibrationTokens,
+    CalibrationType,
     DryRun,
     Exclude,
     FormatName,
@@ -27,6 +28,7 @@ from unspool.cli.quantize_options import (
     Out,
     Overwrite,
     Passes,
+    PassType,
     PlanFile,
     Resume,
     ShardSize,
@@ -60,6 +62,7 @@ def quantize(
     exclude: Exclude = None,
     calibration: CalibrationFile = None,
     calibration_tokens: CalibrationTokens = TOKENS,
+    calibration_dtype: CalibrationType = PassType.FLOAT32,
     importance: Importance = False,
     tune: Tune = 0,
     work: Work = None,
@@ -82,7 +85,8 @@ def quantize(
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
     found["calibration_tokens"] = tokens = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
-    effort = {"passes": passes, "threads": launch.threads_each(threads), "importance": importance}
+    weighing = {"importance": importance, "calibration_dtype": calibration_dtype.value}
+    effort = {"passes": passes, "threads": launch.threads_each(threads), **weighing}
     made = how_made(tokens, importance, tune)
     saving = {"overwrite": overwrite, "max_shard_bytes": limit, "made": made}
     if place is None:
@@ -90,14 +94,14 @@ def quantize(
         by_block = streamed(work, windows, tune, head)
         found["estimate"] = foretold(source, body, selection, windows, effort, by_block)
     elif streamed(work, windows, tune, head):
-        settings = {**selection, "passes": passes, "importance": importance}
+        settings = {**selection, "passes": passes, **weighing}
         journal = partial(open_journal, work, resume, source, body, windows, settings)
         more = {**effort, "windows": windows, "journal": journal}
         found |= stream(source, place, body, selection, more, saving, quiet)
     else:
         effort["calibration"] = windows
         found |= write(source, place, body, selection, effort, saving, quiet, tune)
-    found |= {"out": place, "importance": importance, "seconds": time.perf_counter() - start}
+    found |= {"out": place, **weighing, "seconds": time.perf_counter() - start}
     print_json(found) if json else _show(found)
 
 
@@ -225,6 +229,8 @@ def write(
 
     Room for it is checked before the weights are read. An effort of None is the library's own.
     """
+    import torch
+
     import unspool
     from unspool.checkpoint.write import check_room
     from unspool.cli.sizes import sizes_of
@@ -233,6 +239,7 @@ def write(
     check_room(folder, plan(source, fmt, selection)["model_bytes"])
     model = load_model(source)
     given = {name: value for name, value in effort.items() if value is not None}
+    given["calibration_dtype"] = getattr(torch, effort["calibration_dtype"])
     with progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
         report = unspool.quantize(model, fmt, progress=advance, **selection, **given)
     tuned = tuned_by(model, source, given["calibration"], tuning, quiet) if tuning else None
@@ -253,6 +260,8 @@ def stream(
     quiet: bool,
 ) -> dict[str, Any]:
     """Quantizes block by block from file to file; the table of layers and the sizes."""
+    import torch
+
     from unspool.checkpoint.stream import quantize_folder
     from unspool.checkpoint.write import check_room
     from unspool.encode.ldlq import Calibration
@@ -266,7 +275,7 @@ def stream(
     passes = {"passes": effort["passes"]} if effort["passes"] else {}
     steps = Plan(
         formats=chosen, how=Calibration(**passes), threads=effort["threads"],
-        importance=effort["importance"],
+        importance=effort["importance"], dtype=getattr(torch, effort["calibration_dtype"]),
     )  # fmt: skip
     together = joined() if launch.several() else nullcontext(ALONE)
     with together as processes, progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:

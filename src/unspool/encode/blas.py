@@ -73,7 +73,7 @@ def in_threads(
         return list(pool.map(work, places))
 
 
-def blocks_of(size: int, block: int) -> list[slice]:
+def slices(size: int, block: int) -> list[slice]:
     """Slices of a range, `block` long, the last one shorter."""
     return [slice(first, min(first + block, size)) for first in range(0, size, block)]
 

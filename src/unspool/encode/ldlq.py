@@ -105,8 +105,8 @@ def encode_calibrated(
     """The coded matrix of a weight `[n, k]` whose outputs on the calibration inputs err least.
 
     Raises WeightError for a weight or moments that are not finite or do not fit each other. Works
-    through the rows in strips, as `encode` does, a thread each; the moments take 32 bytes x k x k
-    beside them.
+    through the rows in strips, as `encode` does, a thread each; beside them the moments take
+    24 bytes x k x k at most, and the drift as much again twice.
     """
     weight = checked_weight(weight, where)
     n, k = weight.shape
@@ -114,7 +114,7 @@ def encode_calibrated(
 
     def factored(inputs: np.ndarray) -> tuple[np.ndarray, Feedback]:
         met = damped(turned(inputs, fmt.rotation, columns, threads=threads), how.damping)
-        return met, factor(met, threads=threads)
+        return met.astype(np.float32), factor(met, threads=threads)
 
     target, (met, feedback) = weight, factored(moments.inputs)
     if moments.drift is not None:
@@ -122,7 +122,6 @@ def encode_calibrated(
     if moments.weighed is not None:
         met, feedback = factored(moments.weighed)
     heard, unit = _heard(fmt, feedback, met), unit_of(target, fmt, where)
-    del met
     tensor = None
     if fmt.scale.tensor:
         largest = max(float(wanted_scale(s, fmt).max()) for s in strips_of(target, fmt, unit))
@@ -159,7 +158,7 @@ def _heard(fmt: Format, feedback: Feedback, moments: np.ndarray) -> Heard:
         pass_on=feedback.pass_on.astype(np.float32),
         inside=inside,
         rows=rows,
-        moments=moments.astype(np.float32),
+        moments=moments,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unspool.encode.blas import blocks_of, in_threads
+from unspool.encode.blas import in_threads, slices
 from unspool.encode.feedback import Feedback, solved
 from unspool.encode.rotate import rotate_twin, signs
 from unspool.errors import WeightError
@@ -65,11 +65,11 @@ def checked(moments: Moments, n: int, k: int, where: str) -> Moments:
 
 
 def damped(inputs: Float64[np.ndarray, "k k"], damping: float) -> Float64[np.ndarray, "k k"]:
-    """The moments with a share of their mean diagonal added; the identity if all are zero."""
+    """The moments with a share of their mean diagonal added, in place; the identity if all are
+    zero."""
     mean = float(np.trace(inputs)) / len(inputs)
-    out = inputs.copy()
-    out[np.diag_indices_from(out)] += damping * mean or 1.0
-    return out
+    inputs[np.diag_indices_from(inputs)] += damping * mean or 1.0
+    return inputs
 
 
 def wanted(
@@ -100,26 +100,23 @@ def turned(
     *,
     threads: int | None = None,
 ) -> Float64[np.ndarray, "columns columns"]:
-    """The moments of padded, rotated inputs: those that a rotated weight meets."""
+    """The moments of padded, rotated inputs, a new array: those that a rotated weight meets."""
     spare = columns - len(inputs)
     padded = np.pad(inputs, ((0, spare), (0, spare))) if spare else inputs
     if not rotation.input_size:
-        return padded
+        return padded if spare else inputs.copy()
     turn, flips = _basis(rotation), _flips(rotation, columns)
 
-    def side(before: np.ndarray) -> np.ndarray:
-        after = np.empty_like(padded)
+    once, both = np.empty_like(padded), np.empty_like(padded)
+    for before, after in ((padded, once), (once, both)):
 
-        def rows(here: slice) -> None:
+        def rows(here: slice, before: np.ndarray = before, after: np.ndarray = after) -> None:
             after[here] = _turned(before.T[here] * flips, turn)
 
-        in_threads(rows, blocks_of(columns, ROWS), threads)
-        return after
-
-    both = side(side(padded))
-    both += both.T
-    both /= 2
-    return both
+        in_threads(rows, slices(columns, ROWS), threads)
+    np.add(both, both.T, out=once)
+    once /= 2
+    return once
 
 
 def _basis(rotation: Rotation) -> Float64[np.ndarray, "size size"]:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from unspool import native
-from unspool.encode.blas import one_thread
+from unspool.encode.blas import in_threads, one_thread, slices
 from unspool.encode.encode import Share, alone, strip_count
 from unspool.encode.ldlq import Calibration, encode_calibrated
 from unspool.encode.moments import Moments
@@ -32,8 +32,8 @@ from unspool.matmul.reference import decode
 from unspool.model.blocks import Blocks
 from unspool.model.importance import NOTHING, Importance, Kept, gradients
 from unspool.model.processes import ALONE, Processes
-from unspool.model.sums import Streams, Sums, chunks, gather
-from unspool.model.taps import Each, Taps, first_call, in_float32, run_block, shared
+from unspool.model.sums import BLOCK, Streams, Sums, chunks, gather
+from unspool.model.taps import Each, Parts, Taps, first_call, in_float32, run_block, shared
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
 
@@ -113,11 +113,13 @@ def calibrate_block(
     names = [name for name in _linears(block) if f"{prefix}.{name}" in plan.formats]
     processes, dtype = streams.processes, streams.call.dtype
     before, changed = _in_dtype(block, dtype), _in_dtype(deepcopy(block), dtype)
-    with workers(plan.threads) as each:
+    with workers(plan.threads) as each, Parts(before) as originals, Parts(changed) as parts:
         groups = processes.told(lambda: _groups(before, names, streams))
         for place, group in enumerate(groups):
+            for side in originals, parts:
+                side.settle([name for later in groups[place:] for name in later])
             sums = gather(
-                before, changed, group, streams, each,
+                originals, parts, group, streams, each,
                 prefix=prefix, last=place == len(groups) - 1,
             )  # fmt: skip
             layers = {name: block.get_submodule(name) for name in group}
@@ -135,7 +137,7 @@ def calibrate_block(
             for name, matrix in matrices.items():
                 _decoded_into(changed.get_submodule(name), matrix, dtype)
                 yield Calibrated(name=f"{prefix}.{name}", matrix=matrix, tokens=tokens)
-        _move_on(None if groups else before, changed, streams, each)
+        _move_on(None if groups else before, parts, streams, each)
 
 
 def replay_block(
@@ -151,7 +153,7 @@ def replay_block(
     for name, matrix in matrices.items():
         _decoded_into(changed.get_submodule(name.removeprefix(f"{prefix}.")), matrix, dtype)
     with workers(threads) as each:
-        _move_on(before, changed, streams, each)
+        _move_on(before, Parts(changed), streams, each)
 
 
 def pass_block(block: nn.Module, streams: Streams, threads: int | None) -> None:
@@ -160,11 +162,12 @@ def pass_block(block: nn.Module, streams: Streams, threads: int | None) -> None:
     Moves both streams on by the block as it is.
     """
     before = _in_dtype(block, streams.call.dtype)
+    parts = Parts(before)
     with workers(threads) as each:
         groups = _groups(before, _linears(block), streams)
         for place, group in enumerate(groups):
-            gather(before, before, group, streams, each, last=place == len(groups) - 1)
-        _move_on(None if groups else before, before, streams, each)
+            gather(parts, parts, group, streams, each, last=place == len(groups) - 1)
+        _move_on(None if groups else before, parts, streams, each)
 
 
 def _in_dtype(block: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -194,7 +197,7 @@ def _groups(block: nn.Module, names: Sequence[str], streams: Streams) -> list[li
     """
     if not names:
         return []
-    with Taps(block, names) as taps:
+    with Taps(Parts(block), names) as taps:
         groups = shared(taps.read(streams.original[0], streams.call))
     known = {name for group in groups for name in group}
     return groups + [[name] for name in names if name not in known]
@@ -212,7 +215,10 @@ def _encoded(
         )
     weight, drift = layer.weight.detach().float().numpy(), sums.drift
     if sums.moved is not None:
-        drift = weight.astype(np.float64) @ sums.moved
+        moved, rows = sums.moved, slices(len(weight), BLOCK)
+        drift = np.concatenate(
+            in_threads(lambda here: weight[here].astype(np.float64) @ moved, rows, plan.threads)
+        )
     return encode_calibrated(
         weight,
         plan.formats[name],
@@ -226,7 +232,7 @@ def _encoded(
 
 def _move_on(
     block: nn.Module | None,
-    changed: nn.Module,
+    changed: Parts,
     streams: Streams,
     each: Each,
 ) -> None:
@@ -236,7 +242,9 @@ def _move_on(
     def window(place: int) -> None:
         if block is not None:
             streams.original[place] = run_block(block, streams.original[place], streams.call)
-        streams.quantized[place] = run_block(changed, streams.quantized[place], streams.call)
+        with changed.window(place):
+            now = streams.quantized[place]
+            streams.quantized[place] = run_block(changed.block, now, streams.call)
 
     for _ in each(window, range(len(streams.original))):
         pass

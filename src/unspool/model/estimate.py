@@ -93,6 +93,7 @@ def estimate(
     passes: int = PASSES,
     threads: int | None = None,
     importance: bool = False,
+    calibration_dtype: str = "float32",
 ) -> Estimate:
     """The estimate for layers of a model that has its parameters on the meta device.
 
@@ -109,7 +110,9 @@ def estimate(
             seconds += sum(n * k for n, k in shapes) * plain_seconds(fmt, passes, count)
         else:
             seconds += calibrated_seconds(fmt, shapes, passes, count)
-    walked = 0.0 if windows is None else pass_seconds(source, windows, count)
+    walked = 0.0
+    if windows is not None:
+        walked = pass_seconds(source, windows, count, calibration_dtype)
     added = added_bytes(
         model, formats, windows, streamed=streamed, threads=count, importance=importance
     )
@@ -188,13 +191,16 @@ def calibrated_time(fmt: Format, n: int, k: int, how: Calibration, threads: int)
     return _seconds(run)
 
 
-def pass_seconds(source: Path, windows: torch.Tensor, threads: int) -> float:
+def pass_seconds(source: Path, windows: torch.Tensor, threads: int, dtype: str) -> float:
     """Seconds of the passes of all windows through all blocks, from one block and few windows."""
+    import torch
+
     model = unfilled_model(source)
     stored = Stored(model, source)
     blocks, few = stored.blocks(), windows[: 2 * threads]
     with stored.without_blocks():
-        streams = both_streams(model, model.get_submodule(blocks.names[0]), few)
+        first = model.get_submodule(blocks.names[0])
+        streams = both_streams(model, first, few, dtype=getattr(torch, dtype))
     block = blocks.read(0)
     pass_block(block, streams, threads)  # torch sets itself up
     seconds = _seconds(lambda: pass_block(block, streams, threads))

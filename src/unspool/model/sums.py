@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from unspool.encode.blas import blocks_of
+from unspool.encode.blas import slices
 from unspool.model.importance import Importance
 from unspool.model.processes import ALONE, Processes
-from unspool.model.taps import THROUGH, Call, Each, Taps, without_bias
+from unspool.model.taps import THROUGH, Call, Each, Parts, Taps, without_bias
 
 RESIDUAL = {"self_attn.o_proj": "", "mlp.down_proj": "post_attention_layernorm"}
 """Layers whose output is added to the residual stream, and the module inside the block that reads
@@ -122,8 +122,8 @@ class _Window:
 
 
 def gather(
-    block: nn.Module,
-    changed: nn.Module,
+    original: Parts,
+    changed: Parts,
     group: Sequence[str],
     streams: Streams,
     each: Each,
@@ -133,16 +133,18 @@ def gather(
 ) -> Sums:
     """The sums of a group of layers over all windows; `prefix` is the block's name in the model.
 
-    `block` is the original, `changed` has the layers before these quantized. Of the `last` group
-    of a block the original stream is moved on in the same pass.
+    `changed` has the layers of the block before these quantized. Of the `last` group of a block the
+    original stream is moved on in the same pass.
     """
+    block = original.block
     first, beside = group[0], _residual(block, group[0]) if len(group) == 1 else None
     names = [first, beside] if beside else [first]
-    with Taps(changed, names) as taps, Taps(block, names, through=last) as originals:
+    with Taps(changed, names) as taps, Taps(original, names, through=last) as originals:
 
         def window(place: int) -> _Window | None:
             before, now = streams.original[place], streams.quantized[place]
-            new, old = taps.read(now, streams.call), originals.read(before, streams.call)
+            new = taps.read(now, streams.call, place)
+            old = originals.read(before, streams.call, place)
             streams.original[place] = old.pop(THROUGH, before)
             if first not in new:
                 return None
@@ -220,8 +222,8 @@ def _add_products(total: Sums, windows: Sequence[_Window], each: Each) -> None:
         into, right = getattr(total, name), rows if symmetric else x
         tasks += [
             _Block(into=into, left=rows[:, here], right=right[:, there], place=(here, there))
-            for here in blocks_of(rows.shape[1], BLOCK)
-            for there in blocks_of(x.shape[1], BLOCK)
+            for here in slices(rows.shape[1], BLOCK)
+            for there in slices(x.shape[1], BLOCK)
             if not symmetric or there.start >= here.start
         ]
     for _ in each(lambda place: tasks[place].add(), range(len(tasks))):
@@ -258,7 +260,7 @@ class _Block:
 
 def _mirror(square: np.ndarray) -> None:
     """Gives the blocks below the diagonal those above it."""
-    blocks = blocks_of(len(square), BLOCK)
+    blocks = slices(len(square), BLOCK)
     for place, here in enumerate(blocks):
         for there in blocks[:place]:
             square[here, there] = square[there, here].T

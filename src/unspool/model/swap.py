@@ -89,12 +89,14 @@ def quantize(
     calibration: torch.Tensor | None = None,
     how: Calibration | None = None,
     importance: bool = False,
+    calibration_dtype: torch.dtype = torch.float32,
 ) -> Report:
     """Quantizes the linear layers of a model in place; see `selection.plan` for which.
 
     `calibration`: windows of token ids `[count, tokens]`; errors are then made where these texts
     notice them least (`model.calibrate`), `how` says with which effort; with `importance` tokens
-    count by what the loss notices of them (`model.importance`). The head is not calibrated.
+    count by what the loss notices of them (`model.importance`); `calibration_dtype`, float32 or
+    bfloat16, is what the text walks through the blocks in. The head is not calibrated.
 
     Raises WeightError for a weight that is not finite, before the first layer is touched, and
     ModelError where nothing can be quantized. Fused expert weights stay dense and are named in a
@@ -115,6 +117,7 @@ def quantize(
             how=how or Calibration(passes=passes),
             threads=threads,
             importance=importance,
+            dtype=calibration_dtype,
         )
         layers = apply_calibrated(model, steps, calibration, told)
         chosen = {name: fmt for name, fmt in chosen.items() if name not in told.names}
@@ -166,7 +169,8 @@ def apply_calibrated(
 ) -> tuple[LayerReport, ...]:
     """Replaces the layers of all blocks, each calibrated on what those before it give."""
     blocks, reports = blocks_of(model), []
-    streams = both_streams(model, model.get_submodule(blocks.names[0]), windows)
+    first = model.get_submodule(blocks.names[0])
+    streams = both_streams(model, first, windows, dtype=steps.dtype)
     if steps.importance:
         weigh(streams, model, blocks, windows, steps.threads)
     for place, prefix in enumerate(blocks.names):

@@ -6,8 +6,8 @@ Several threads may run the same block at once, each with a window of its own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -44,12 +44,77 @@ class _ReachedError(Exception):
     """All that was wanted of a run is known."""
 
 
+class Parts:
+    """A block whose parts give again what they gave for a window, once nothing in them changes.
+
+    A part is a child of the block that has linear layers: attention of a Llama, which then runs
+    once per window, not with every layer behind it. While the context lasts.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        """Nothing is settled yet."""
+        self.block = block
+        self._parts = {
+            name: [n for n, m in part.named_modules(prefix=name) if isinstance(m, nn.Linear)]
+            for name, part in block.named_children()
+            if not isinstance(part, nn.Linear)
+        }
+        self._settled: set[str] = set()
+        self._kept: dict[tuple[int, str], Any] = {}
+        self._now = threading.local()
+
+    def __enter__(self) -> Parts:
+        """Puts this between the block and its parts."""
+        for name, layers in self._parts.items():
+            part = self.block.get_submodule(name)
+            if layers:
+                part.forward = partial(self._forward, name, part.forward)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Gives the parts their own functions back, and forgets."""
+        for name, layers in self._parts.items():
+            if layers:
+                del self.block.get_submodule(name).forward
+        self._kept.clear()
+
+    def settle(self, changing: Sequence[str]) -> None:
+        """Parts without these layers will give the same in all later passes."""
+        self._settled = {name for name, of in self._parts.items() if not set(of) & set(changing)}
+
+    @contextmanager
+    def window(self, place: int) -> Iterator[None]:
+        """This thread runs the block for that window."""
+        self._now.place, self._now.given = place, {}
+        try:
+            yield
+        finally:
+            self._now.place = None
+
+    def keep(self) -> None:
+        """Keeps what settled parts gave in this run: nothing that changes was called before."""
+        place = self._now.place
+        self._kept |= {(place, name): given for name, given in self._now.given.items()}
+
+    def _forward(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        place = getattr(self._now, "place", None)
+        if place is None or name not in self._settled:
+            return forward(*args, **kwargs)
+        if (place, name) not in self._kept:
+            if name in self._now.given:  # called twice in a run: not to be told apart
+                self._settled.discard(name)
+            self._now.given[name] = forward(*args, **kwargs)
+            return self._now.given[name]
+        return self._kept[place, name]
+
+
 class Taps:
     """Hooks on some linear layers of a block that keep what they read, while the context lasts."""
 
-    def __init__(self, block: nn.Module, names: Sequence[str], *, through: bool = False) -> None:
+    def __init__(self, parts: Parts, names: Sequence[str], *, through: bool = False) -> None:
         """`names` are the layers' names inside the block; `through`: runs go on to its end."""
-        self._block, self._names, self._through = block, tuple(names), through
+        self._parts, self._block = parts, parts.block
+        self._names, self._through = tuple(names), through
         self._of_thread = threading.local()
         self._handles: list[Any] = []
 
@@ -66,17 +131,22 @@ class Taps:
             handle.remove()
         self._handles.clear()
 
-    def read(self, hidden: torch.Tensor, call: Call) -> dict[str, torch.Tensor]:
-        """What each layer reads, `[..., k]`; ends at the last. Layers not reached are left out.
+    def read(self, hidden: torch.Tensor, call: Call, place: int = 0) -> dict[str, torch.Tensor]:
+        """What each layer reads in the window at a place, `[..., k]`; ends at the last of them.
+
+        Layers not reached are left out.
 
         A run `through` the block has its hidden states too, under that name.
         """
         found: dict[str, torch.Tensor] = {}
         self._of_thread.found = found
-        with suppress(_ReachedError):
-            after = run_block(self._block, hidden, call)
-            if self._through:
-                found[THROUGH] = after
+        with self._parts.window(place):
+            try:
+                after = run_block(self._block, hidden, call)
+                if self._through:
+                    found[THROUGH] = after
+            except _ReachedError:
+                self._parts.keep()
         self._of_thread.found = None
         return found
 
