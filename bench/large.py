@@ -59,11 +59,13 @@ def main() -> None:
     options.add_argument("--format", nargs="*", default=["t2-e2m1"])
     options.add_argument("--blocks", type=int, default=SIZES["num_hidden_layers"])
     options.add_argument("--calibration-tokens", type=int, default=TOKENS)
+    options.add_argument("--calibration-dtype", default="float32")
     chosen = options.parse_args()
     given = {
         "plain": [],
         "calibrated": ["--calibration", "demo", "--calibration-tokens",
-                       str(chosen.calibration_tokens)],
+                       str(chosen.calibration_tokens),
+                       "--calibration-dtype", chosen.calibration_dtype],
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -57,23 +57,16 @@ def factor(moments: Float64[np.ndarray, "k k"], *, threads: int | None = None) -
     return Feedback(pass_on=pass_on, cost=size * size)
 
 
-def solved(
-    feedback: Feedback, rows: Float64[np.ndarray, "n k"], *, threads: int | None = None
-) -> Float64[np.ndarray, "n k"]:
+def solved(feedback: Feedback, rows: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, "n k"]:
     """rows H^-1 = rows (I - N)^T D^-1 (I - N), with the triangles' zeros left out."""
     N, k = feedback.pass_on, len(feedback.cost)
     half, whole = np.empty_like(rows), np.empty_like(rows)
-
-    def back(here: slice) -> None:
+    for here in slices(k, WIDE):
         after = slice(here.start, k)
         half[:, here] = (rows[:, here] - rows[:, after] @ N[here, after].T) / feedback.cost[here]
-
-    def forth(here: slice) -> None:
+    for here in slices(k, WIDE):
         before = slice(0, here.stop)
         whole[:, here] = half[:, here] - half[:, before] @ N[before, here]
-
-    for step in back, forth:
-        in_threads(step, slices(k, WIDE), threads)
     return whole
 
 
