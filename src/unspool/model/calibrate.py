@@ -116,12 +116,14 @@ def calibrate_block(
     with workers(plan.threads) as each, Parts(before) as originals, Parts(changed) as parts:
         groups = processes.told(lambda: _groups(before, names, streams))
         for place, group in enumerate(groups):
+            native.trim()
+            last = place == len(groups) - 1
             for side in originals, parts:
                 side.settle([name for later in groups[place:] for name in later])
-            sums = gather(
-                originals, parts, group, streams, each,
-                prefix=prefix, last=place == len(groups) - 1,
-            )  # fmt: skip
+            sums = gather(originals, parts, group, streams, each, prefix=prefix, last=last)
+            if last:
+                originals.forget()
+            native.trim()
             layers = {name: block.get_submodule(name) for name in group}
             matrices = processes.encoded(
                 {

@@ -76,6 +76,10 @@ class Parts:
         for name, layers in self._parts.items():
             if layers:
                 del self.block.get_submodule(name).forward
+        self.forget()
+
+    def forget(self) -> None:
+        """Frees what was kept."""
         self._kept.clear()
 
     def settle(self, changing: Sequence[str]) -> None:
