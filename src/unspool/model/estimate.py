@@ -25,7 +25,7 @@ from unspool.model.blocks import Stored, block_names
 from unspool.model.calibrate import both_streams, pass_block, workers
 from unspool.model.importance import Tail, backward, forward
 from unspool.model.load import unfilled_model
-from unspool.model.sums import CHUNKS
+from unspool.model.sums import CHUNKS, TOGETHER
 from unspool.spec.format import Format
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ FEW_ROWS, MANY_ROWS = 64, 512
 STRIP_BYTES = 50 * STRIP
 """Beside a strip of weights, as the encoder's own documentation has it."""
 
-MOMENT_COPIES = 6
-"""Matrices of k x k in float64 at a time while a layer is calibrated: sums of products and of
-drift, damped, turned, their factor and its inverse."""
+MOMENT_BYTES = 24
+"""Times k x k while a layer is encoded: its moments in float32 (and, of weighed tokens, others),
+turned twice in float64, then what was turned in float32, and the feedback in both."""
 
 LOGIT_COPIES = 5
 """Of a window's float32 logits at a time: they, logarithms of probabilities, gradients of both."""
@@ -113,9 +113,7 @@ def estimate(
     walked = 0.0
     if windows is not None:
         walked = pass_seconds(source, windows, count, calibration_dtype)
-    added = added_bytes(
-        model, formats, windows, streamed=streamed, threads=count, importance=importance
-    )
+    added = added_bytes(model, formats, windows, streamed=streamed, importance=importance)
     swept, sweep_bytes = 0.0, 0
     if windows is not None and importance:
         swept = importance_seconds(source, windows, count)
@@ -252,7 +250,6 @@ def added_bytes(
     windows: torch.Tensor | None,
     *,
     streamed: bool,
-    threads: int,
     importance: bool = False,
 ) -> int:
     """Bytes of weights, hidden states and moments at the worst moment, by calculation."""
@@ -268,9 +265,8 @@ def added_bytes(
         return max(blocks) + coded + layer
     width = model.get_input_embeddings().weight.shape[1]
     hidden = 2 * 4 * windows.numel() * width
-    sums = 3 if importance else 2
-    copies = max(8 * MOMENT_COPIES + 8 * importance, 8 * 2 * sums + 4 * 2 * sums * threads)
-    moments = k * k * copies + 16 * n * k
+    moments = k * k * (MOMENT_BYTES + 4 * importance) + 16 * n * k
+    moments += 3 * 4 * TOGETHER * k  # what some windows give, one by one and together
     outside = sum(p.nbytes for p in model.parameters()) - sum(
         p.nbytes for name in names for p in model.get_submodule(name).parameters()
     )
