@@ -27,7 +27,7 @@ from transformers.quantizers import auto
 from transformers.utils import logging
 
 import unspool
-from unspool.errors import CheckpointError, ModelError
+from unspool.errors import CheckpointError, DeclarationError, ModelError
 from unspool.integrations.transformers import UnspoolConfig, register
 from unspool.model.linear import QuantizedLinear
 from unspool.model.swap import LeftOutWarning
@@ -210,6 +210,19 @@ def test_load_needs_no_second_import(tmp_path):
     code = f"import unspool; m = unspool.load({str(out)!r}); print(m.model.layers[1].mlp.up_proj)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "format=int8" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_activations_on_a_gpu_are_told_to_every_layer_by_either_way(saved):
+    config = UnspoolConfig(gpu_activations="fp8")
+    for model in (
+        unspool.load(saved, gpu_activations="fp8"),
+        AutoModelForCausalLM.from_pretrained(saved, quantization_config=config),
+    ):
+        layers = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+        assert {layer.gpu_activations for layer in layers} == {"fp8"}
+    with pytest.raises(DeclarationError, match="no such activations on a GPU; found bf16"):
+        unspool.load(saved, gpu_activations="bf16")
 
 
 def edit_config(out: Path, change) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from unspool.errors import ModelError
+from unspool.errors import DeclarationError, ModelError
 from unspool.matmul.cuda import simulate
 from unspool.matmul.reference import decode
+from unspool.model import linear
 from unspool.model.gpu import GpuMatrix, upload
 from unspool.model.gpu_library import why_not
 from unspool.model.processors import SimulatedProcessor
@@ -131,3 +132,25 @@ def test_memory_is_that_of_the_codes():
     stored = 512 * 768 * 3 / 8  # padded to row blocks and stages
     assert stored < found.nbytes < 1.02 * stored + 4 * 512 + 4096
     assert np.isfinite(found.row_scales.view(torch.float32).numpy()).all()
+
+
+def test_a_layer_multiplies_with_the_activations_that_it_is_told(monkeypatch):
+    monkeypatch.setattr(linear, "processor", lambda ordinal: SimulatedProcessor("sm90"))
+    layer = linear.QuantizedLinear.from_matrix(random_matrix(FORMATS["s3-e4m3"], N, K))
+    weight, x, errors = torch.from_numpy(decode(layer.matrix())).double(), rows(3), {}
+    for name in ("auto", "fp8", "fp8x3"):
+        layer.gpu_activations = name
+        assert layer.on_gpu() is layer.on_gpu()
+        assert layer.on_gpu().made.activations == ("fp8x2" if name == "auto" else name)
+        errors[name] = relative_error(layer.on_gpu().multiply(x), x.double() @ weight.T)
+    assert errors["fp8x3"] < errors["auto"] / 3 < errors["fp8"] / 9
+
+
+def test_activations_that_no_gpu_or_not_this_one_has_are_refused(monkeypatch):
+    monkeypatch.setattr(linear, "processor", lambda ordinal: SimulatedProcessor("sm80"))
+    layer = linear.QuantizedLinear.from_matrix(random_matrix(FORMATS["s3-e4m3"], N, K))
+    with pytest.raises(DeclarationError, match=r"no such activations on a GPU; found fp7"):
+        layer.gpu_activations = "fp7"
+    layer.gpu_activations = "fp8"
+    with pytest.raises(DeclarationError, match=r"no product of s3-e4m3 on sm80.*float16"):
+        layer.on_gpu()

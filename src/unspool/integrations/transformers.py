@@ -25,6 +25,7 @@ from unspool.checkpoint.manifest import Layer, Manifest
 from unspool.checkpoint.read import open_checkpoint
 from unspool.errors import CheckpointError
 from unspool.matmul.choose import check_activations
+from unspool.matmul.cuda.recipe import check_activations as check_gpu_activations
 from unspool.model import swap
 from unspool.model.linear import QuantizedLinear
 from unspool.model.load import (
@@ -46,14 +47,22 @@ from unspool.spec.format import Format
 class UnspoolConfig(QuantizationConfigMixin):
     """`quantization_config` of a checkpoint. Passed to `from_pretrained`,
     `UnspoolConfig(dequantize=True)` turns every quantized layer into a dense `nn.Linear` after
-    loading, and `UnspoolConfig(activations="float32")` keeps products from rounding theirs."""
+    loading, and `UnspoolConfig(activations="float32")` keeps products from rounding theirs, on a
+    CPU; `gpu_activations` says what they are on a GPU (`load`)."""
 
     def __init__(
-        self, *, dequantize: bool = False, activations: str = "auto", **declared: Any
+        self,
+        *,
+        dequantize: bool = False,
+        activations: str = "auto",
+        gpu_activations: str = "auto",
+        **declared: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD
         check_activations(activations)
+        check_gpu_activations(gpu_activations)
         self.dequantize, self.activations = dequantize, activations
+        self.gpu_activations = gpu_activations
         declared.setdefault("quant_method", QUANT_METHOD)
         self.manifest = manifests.parse(declared) if len(declared) > 1 else None
 
@@ -68,7 +77,11 @@ class UnspoolConfig(QuantizationConfigMixin):
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What `from_pretrained(quantization_config=...)` may change about a checkpoint."""
-        return {"dequantize": self.dequantize, "activations": self.activations}
+        return {
+            "dequantize": self.dequantize,
+            "activations": self.activations,
+            "gpu_activations": self.gpu_activations,
+        }
 
 
 class UnspoolQuantizer(HfQuantizer):
@@ -90,7 +103,8 @@ class UnspoolQuantizer(HfQuantizer):
         _check_numbers(model)
         if self.quantization_config.dequantize:
             self._dequantize(model, dtype=model.dtype)
-        set_activations(model, self.quantization_config.activations)
+        config = self.quantization_config
+        set_activations(model, config.activations, config.gpu_activations)
         join_siblings(model)
         return model
 
@@ -114,32 +128,40 @@ class UnspoolQuantizer(HfQuantizer):
 
 
 def load(
-    path: str | Path, *, dtype: str | torch.dtype = "auto", activations: str = "auto"
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    activations: str = "auto",
+    gpu_activations: str = "auto",
 ) -> PreTrainedModel:
     """A causal language model on the CPU, in evaluation mode: a checkpoint of ours, verified in
     full, or any other Hugging Face model as it is.
 
     `activations` is what quantized layers round theirs to: "float32", "bf16", "int8", or "auto" for
-    int8 where the weights are exact in it (`matmul.choose`).
+    int8 where the weights are exact in it (`matmul.choose`); `gpu_activations` once they are moved
+    to a GPU: "fp8x2", "fp8x3" (sums of FP8 terms), "fp8", "fp4", "int8", "float16", or "auto".
 
     Raises CheckpointError and ModelError; never returns a model with weights missing.
     """
     check_activations(activations)
+    check_gpu_activations(gpu_activations)
     folder = locate(path)
     if not is_checkpoint(check_folder(folder)):
         return load_model(folder, dtype=dtype)
     open_checkpoint(folder)  # headers against the manifest; the numbers are checked once loaded
     model = whole_model(folder, dtype, CheckpointError, (*MISSING, "unexpected_keys"))
-    set_activations(model, activations)
+    set_activations(model, activations, gpu_activations)
     return model
 
 
-def set_activations(model: nn.Module, activations: str) -> None:
+def set_activations(model: nn.Module, activations: str, gpu_activations: str = "auto") -> None:
     """Makes all quantized layers round their activations so; raises UnspoolError where one has no
-    such product."""
+    such product on this CPU."""
     for layer in model.modules():
-        if isinstance(layer, QuantizedLinear) and layer.activations != activations:
-            layer.activations = activations
+        if isinstance(layer, QuantizedLinear):
+            if layer.activations != activations:
+                layer.activations = activations
+            layer.gpu_activations = gpu_activations
 
 
 def quantize(model: nn.Module, fmt: Format | str | Mixed, **options: Any) -> Report:

@@ -10,6 +10,7 @@ from torch import nn
 
 from unspool.errors import ModelError
 from unspool.matmul.choose import choose
+from unspool.matmul.cuda.recipe import check_activations as check_gpu_activations
 from unspool.matmul.kernel import Kernel
 from unspool.model import ops
 from unspool.model.gpu import GpuMatrix, upload
@@ -62,7 +63,7 @@ class QuantizedLinear(nn.Module):
         if bias:
             empty = torch.empty(out_features, dtype=dtype, device=device)
             self.bias = nn.Parameter(empty, requires_grad=False)
-        self._activations = activations
+        self._activations, self._gpu_activations = activations, "auto"
         self.siblings: Siblings | None = None
         self._prepared: tuple[tuple[Watched, ...], Prepared] | None = None
         self._uploaded: tuple[tuple[Watched, ...], GpuMatrix] | None = None
@@ -98,6 +99,20 @@ class QuantizedLinear(nn.Module):
         choose(self.format, "portable", name)  # raises for what this format does not have
         self._restore()
         self._activations = name
+
+    @property
+    def gpu_activations(self) -> str:
+        """The same of products on a GPU: one of `matmul.cuda.recipe.ACTIVATIONS`.
+
+        A GPU without such a product of the format refuses it at the first use, with what it has.
+        """
+        return self._gpu_activations
+
+    @gpu_activations.setter
+    def gpu_activations(self, name: str) -> None:
+        check_gpu_activations(name)
+        if name != self._gpu_activations:
+            self._gpu_activations, self._uploaded = name, None
 
     @property
     def nbytes(self) -> int:
@@ -137,14 +152,15 @@ class QuantizedLinear(nn.Module):
         """The weight as its GPU's kernels read it, made at first use and after a buffer changed.
 
         It stands beside the buffers, in as many bytes. `warm_up` it before capturing a graph.
-        Activations are what `recipe` calls auto there; `activations` is about CPUs.
+        `gpu_activations` says what activations are there; `activations` is about CPUs.
         """
         found = self._uploaded
         if found is not None and self._unchanged(found[0]):
             return found[1]
         with self._lock:
             ordinal = self.weight_codes.device.index or 0
-            made = upload(self.matrix(), processor(ordinal))
+            name = self._gpu_activations
+            made = upload(self.matrix(), processor(ordinal), activations=name)
             self._uploaded = self._watched({}), made
             return made
 

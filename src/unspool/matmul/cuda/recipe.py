@@ -196,14 +196,19 @@ class Recipe:
         return self.geometry.stage_columns
 
 
+def check_activations(name: str) -> None:
+    """Raises DeclarationError unless that is a name of activations."""
+    if name not in ACTIVATIONS:
+        raise DeclarationError("no such activations on a GPU", found=name, allowed=ACTIVATIONS)
+
+
 def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
     """The cheapest way to multiply a format with such activations.
 
     Raises DeclarationError for activations that do not exist or that the machine or the format's
     values or scales do not allow.
     """
-    if activations not in ACTIVATIONS:
-        raise DeclarationError("no such activations", found=activations, allowed=ACTIVATIONS)
+    check_activations(activations)
     reasons = {}
     for name in ("fp8x2", "float16") if activations == "auto" else (activations,):
         found, reasons[name] = _recipe(fmt, machine, name)
