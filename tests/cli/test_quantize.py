@@ -62,8 +62,9 @@ def test_a_dry_run_estimates_time_and_memory_from_rates_measured_now(run, tiny, 
     given = ["--calibration", text, "--calibration-tokens", "512"]
     calibrated = run("quantize", tiny, *options, *given).json
     weighed = run("quantize", tiny, *options, *given, "--importance").json["estimate"]
-    parts = ("encoding_seconds", "passes_seconds", "importance_seconds")
-    for found in (plain["estimate"], calibrated["estimate"], weighed):
+    tuned = run("quantize", tiny, *options, *given, "--tune-blocks", "8").json["estimate"]
+    parts = ("encoding_seconds", "passes_seconds", "importance_seconds", "tuning_seconds")
+    for found in (plain["estimate"], calibrated["estimate"], weighed, tuned):
         assert found["threads"] == 1
         assert found["seconds"] == sum(found[part] for part in parts)
         rate = found["weights_per_second"]
@@ -72,7 +73,8 @@ def test_a_dry_run_estimates_time_and_memory_from_rates_measured_now(run, tiny, 
     assert plain["estimate"]["tokens_per_second"] is None
     assert plain["estimate"]["importance_seconds"] == 0
     assert calibrated["estimate"]["importance_seconds"] == 0
-    assert weighed["importance_seconds"] > 0
+    assert weighed["importance_seconds"] > 0 == weighed["tuning_seconds"]
+    assert tuned["tuning_seconds"] > 0
     passes = calibrated["estimate"]
     assert passes["tokens_per_second"] * passes["passes_seconds"] == pytest.approx(512)
     # At least what the model takes, and this process already.

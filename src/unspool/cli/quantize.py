@@ -13,6 +13,7 @@ from unspool import __version__
 from unspool.cli import launch
 from unspool.cli.bundled import ModelPath, resolve
 from unspool.cli.inputs import byte_size, calibration_windows, model_files, parse_name
+from unspool.cli.quantize_checks import check_together, how_made
 from unspool.cli.quantize_options import (
     TOKENS,
     Bits,
@@ -34,6 +35,7 @@ from unspool.cli.quantize_options import (
     ShardSize,
     Threads,
     Tune,
+    TuneBlocks,
     Work,
 )
 from unspool.cli.sizes import Sizes
@@ -65,6 +67,7 @@ def quantize(
     calibration_dtype: CalibrationType = PassType.FLOAT32,
     importance: Importance = False,
     tune: Tune = 0,
+    tune_blocks: TuneBlocks = 0,
     work: Work = None,
     resume: Resume = False,
     passes: Passes = None,
@@ -79,15 +82,19 @@ def quantize(
     body, limit = chosen_format(format, bits, plan_file), byte_size(shard_size, "--shard-size")
     head = None if head is None else parse_name(head)
     source, start = resolve(path), time.perf_counter()
-    check_together(calibration, importance, tune, work, resume, head, dry_run)
+    check_together(calibration, importance, tune, tune_blocks, work, resume, head, dry_run)
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
     found["calibration_tokens"] = tokens = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
-    weighing = {"importance": importance, "calibration_dtype": calibration_dtype.value}
+    weighing: dict[str, Any] = {
+        "importance": importance,
+        "calibration_dtype": calibration_dtype.value,
+        "tune_blocks": tune_blocks,
+    }
     effort = {"passes": passes, "threads": launch.threads_each(threads), **weighing}
-    made = how_made(tokens, importance, tune)
+    made = how_made(tokens, importance, tune, tune_blocks)
     saving = {"overwrite": overwrite, "max_shard_bytes": limit, "made": made}
     if place is None:
         found |= plan(source, body, selection)
@@ -123,37 +130,6 @@ def chosen_format(name: str | None, bits: float | None, plan: Path | None) -> Fo
             "no default format for that rate", where="--bits", found=bits, allowed=allowed
         )
     return parse(DEFAULTS[bits])
-
-
-def how_made(tokens: int, importance: bool, tune: int) -> str:
-    """A sentence for the model card; "" without calibration."""
-    weighed = ", each weighed by the squared gradients of the model's loss" if importance else ""
-    tuned = f"; scales and norms tuned in {tune} steps" if tune else ""
-    return f"Calibrated on {tokens:,} tokens of a text{weighed}{tuned}." if tokens else ""
-
-
-def check_together(
-    calibration: str | None,
-    importance: bool,
-    tune: int,
-    work: Path | None,
-    resume: bool,
-    head: str | None,
-    dry_run: bool,
-) -> None:
-    """Raises CheckpointError for options that do not go together."""
-    if calibration is None and (tune or importance):
-        what, where = ("tuning", "--tune") if tune else ("importance", "--importance")
-        raise CheckpointError(f"{what} needs a text", where=where, allowed="--calibration FILE")
-    if resume and work is None:
-        raise CheckpointError("nothing to go on with", where="--resume", allowed="--work DIR")
-    found = "--tune" if tune else "--head" if head is not None else ""
-    if work is not None and found:
-        raise CheckpointError("--work keeps blocks alone", found=found, allowed="one of the two")
-    if launch.several() and dry_run:
-        raise CheckpointError("an estimate is of one process", where="--dry-run")
-    if launch.several() and found:
-        raise CheckpointError("several processes divide blocks alone", found=found)
 
 
 def streamed(work: Path | None, windows: torch.Tensor | None, tune: int, head: str | None) -> bool:
@@ -276,6 +252,7 @@ def stream(
     steps = Plan(
         formats=chosen, how=Calibration(**passes), threads=effort["threads"],
         importance=effort["importance"], dtype=getattr(torch, effort["calibration_dtype"]),
+        tune=effort["tune_blocks"],
     )  # fmt: skip
     together = joined() if launch.several() else nullcontext(ALONE)
     with together as processes, progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
@@ -371,7 +348,8 @@ def _show(found: dict[str, Any]) -> None:
         print(
             f"estimate:         {guess['seconds']:.3g} s on {guess['threads']} threads "
             f"({guess['encoding_seconds']:.3g} s encoding, {guess['passes_seconds']:.3g} s passes "
-            f"of the text, {guess['importance_seconds']:.3g} s its importance) beside start-up, "
+            f"of the text, {guess['importance_seconds']:.3g} s its importance, "
+            f"{guess['tuning_seconds']:.3g} s tuning of blocks) beside start-up, "
             "reading and writing, from rates measured now; "
             f"{byte_count(guess['peak_bytes'])} of memory"
         )

@@ -70,6 +70,15 @@ Importance = Annotated[
 Tune = Annotated[
     int, typer.Option(min=0, help="Steps that then tune scales and norms on that text; try 120.")
 ]
+TuneBlocks = Annotated[
+    int,
+    typer.Option(
+        "--tune-blocks",
+        min=0,
+        help="Steps that train the scales of each block together once its layers are encoded, on "
+        "that text; try 40. Goes with --work.",
+    ),
+]
 Work = Annotated[
     Path | None,
     typer.Option(

@@ -34,6 +34,7 @@ from unspool.model.importance import NOTHING, Importance, Kept, gradients
 from unspool.model.processes import ALONE, Processes
 from unspool.model.sums import BLOCK, Streams, Sums, chunks, gather
 from unspool.model.taps import Each, Parts, Taps, first_call, in_float32, run_block, shared
+from unspool.model.tune_block import tune_block
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
 
@@ -52,13 +53,15 @@ class Plan:
     """What to quantize and how: formats by the layer's name inside the model; with `importance`
     tokens count by what the model's loss notices of them (`model.importance`). `dtype`, float32 or
     bfloat16, is what linear layers and attention multiply in while the text walks through blocks:
-    all else, sums and encoding too, is in float32 or float64."""
+    all else, sums and encoding too, is in float32 or float64. `tune`: steps that then train the
+    scales of each block together (`model.tune_block`)."""
 
     formats: Mapping[str, Format]
     how: Calibration = field(default_factory=Calibration)
     threads: int | None = None
     importance: bool = False
     dtype: torch.dtype = torch.float32
+    tune: int = 0
 
 
 def both_streams(
@@ -113,33 +116,56 @@ def calibrate_block(
     names = [name for name in _linears(block) if f"{prefix}.{name}" in plan.formats]
     processes, dtype = streams.processes, streams.call.dtype
     before, changed = _in_dtype(block, dtype), _in_dtype(deepcopy(block), dtype)
-    with workers(plan.threads) as each, Parts(before) as originals, Parts(changed) as parts:
-        groups = processes.told(lambda: _groups(before, names, streams))
-        for place, group in enumerate(groups):
-            native.trim()
-            last = place == len(groups) - 1
-            for side in originals, parts:
-                side.settle([name for later in groups[place:] for name in later])
-            sums = gather(originals, parts, group, streams, each, prefix=prefix, last=last)
-            if last:
-                originals.forget()
-            native.trim()
-            layers = {name: block.get_submodule(name) for name in group}
-            matrices = processes.encoded(
-                {
-                    name: strip_count(tuple(layer.weight.shape), plan.formats[f"{prefix}.{name}"])
-                    for name, layer in layers.items()
-                },
-                lambda name, share, sums=sums, layers=layers: _encoded(  # type: ignore[misc]
-                    layers[name], f"{prefix}.{name}", sums, plan, share
-                ),
-            )
-            tokens = sums.tokens
-            del sums  # k x k and more, before decoded weights
-            for name, matrix in matrices.items():
-                _decoded_into(changed.get_submodule(name), matrix, dtype)
-                yield Calibrated(name=f"{prefix}.{name}", matrix=matrix, tokens=tokens)
-        _move_on(None if groups else before, parts, streams, each)
+    found: dict[str, CodedMatrix] = {}
+    tokens: dict[str, int] = {}
+    with workers(plan.threads) as each:
+        with Parts(before) as originals, Parts(changed) as parts:
+            groups = processes.told(lambda: _groups(before, names, streams))
+            for place, group in enumerate(groups):
+                for side in originals, parts:
+                    side.settle([name for later in groups[place:] for name in later])
+                native.trim()
+                last = place == len(groups) - 1
+                sums = gather(originals, parts, group, streams, each, prefix=prefix, last=last)
+                if last:
+                    originals.forget()
+                native.trim()
+                matrices = _encoded_group(block, prefix, group, sums, plan, processes)
+                tokens |= dict.fromkeys(group, sums.tokens)
+                del sums  # k x k and more, before decoded weights
+                _decode_all(changed, matrices, dtype)
+                found |= matrices
+            if not plan.tune:
+                _move_on(None if groups else before, parts, streams, each)
+        if plan.tune:
+            if groups:
+                found |= tune_block(changed, found, streams, each, plan.tune).matrices
+                _decode_all(changed, found, dtype)
+            _move_on(None if groups else before, Parts(changed), streams, each)
+    for name, matrix in found.items():
+        yield Calibrated(name=f"{prefix}.{name}", matrix=matrix, tokens=tokens[name])
+
+
+def _encoded_group(
+    block: nn.Module,
+    prefix: str,
+    group: Sequence[str],
+    sums: Sums,
+    plan: Plan,
+    processes: Processes,
+) -> dict[str, CodedMatrix]:
+    """The matrices of layers that read one activation, by whichever process has them."""
+    strips = {
+        name: strip_count(
+            tuple(block.get_submodule(name).weight.shape), plan.formats[f"{prefix}.{name}"]
+        )
+        for name in group
+    }
+
+    def encode(name: str, share: Share) -> CodedMatrix:
+        return _encoded(block.get_submodule(name), f"{prefix}.{name}", sums, plan, share)
+
+    return processes.encoded(strips, encode)
 
 
 def replay_block(
@@ -152,8 +178,8 @@ def replay_block(
     """Moves the streams past a block that was encoded before, by its matrices."""
     dtype = streams.call.dtype
     before, changed = _in_dtype(block, dtype), _in_dtype(deepcopy(block), dtype)
-    for name, matrix in matrices.items():
-        _decoded_into(changed.get_submodule(name.removeprefix(f"{prefix}.")), matrix, dtype)
+    inside = {name.removeprefix(f"{prefix}."): matrix for name, matrix in matrices.items()}
+    _decode_all(changed, inside, dtype)
     with workers(threads) as each:
         _move_on(before, Parts(changed), streams, each)
 
@@ -183,9 +209,13 @@ def _in_dtype(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     return rounded
 
 
-def _decoded_into(layer: nn.Module, matrix: CodedMatrix, dtype: torch.dtype) -> None:
-    weight = torch.from_numpy(np.asarray(decode(matrix), np.float32)).to(dtype)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
+def _decode_all(
+    changed: nn.Module, matrices: Mapping[str, CodedMatrix], dtype: torch.dtype
+) -> None:
+    """Puts decoded weights into a block's layers, by their names in it."""
+    for name, matrix in matrices.items():
+        weight = torch.from_numpy(np.asarray(decode(matrix), np.float32)).to(dtype)
+        changed.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
 
 
 def _linears(block: nn.Module) -> list[str]:

@@ -26,6 +26,7 @@ from unspool.model.calibrate import both_streams, pass_block, workers
 from unspool.model.importance import Tail, backward, forward
 from unspool.model.load import unfilled_model
 from unspool.model.sums import CHUNKS, TOGETHER
+from unspool.model.tune_block import BATCH
 from unspool.spec.format import Format
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Estimate:
     encoding_seconds    of all layers
     passes_seconds      of the calibration text through the model's blocks; 0 without one
     importance_seconds  of the sweep through all blocks and back; 0 where tokens are not weighed
+    tuning_seconds      of training the scales of blocks; 0 without steps
     peak_bytes          of the process's memory, what Python and torch take themselves included
     weights_per_second  of encoding
     tokens_per_second   of those passes, through all blocks
@@ -72,6 +74,7 @@ class Estimate:
     encoding_seconds: float
     passes_seconds: float
     importance_seconds: float
+    tuning_seconds: float
     peak_bytes: int
     weights_per_second: float
     tokens_per_second: float | None
@@ -79,8 +82,8 @@ class Estimate:
 
     def to_json(self) -> dict[str, float | None]:
         """All fields and the sum of the seconds."""
-        parts = (self.encoding_seconds, self.passes_seconds, self.importance_seconds)
-        return {"seconds": sum(parts), **vars(self)}
+        seconds = sum(each for name, each in vars(self).items() if name.endswith("_seconds"))
+        return {"seconds": seconds, **vars(self)}
 
 
 def estimate(
@@ -94,6 +97,7 @@ def estimate(
     threads: int | None = None,
     importance: bool = False,
     calibration_dtype: str = "float32",
+    tune_blocks: int = 0,
 ) -> Estimate:
     """The estimate for layers of a model that has its parameters on the meta device.
 
@@ -118,11 +122,15 @@ def estimate(
     if windows is not None and importance:
         swept = importance_seconds(source, windows, count)
         sweep_bytes = importance_bytes(model, windows, count)
+    tuned = 0.0
+    if windows is not None and tune_blocks:
+        tuned = tuning_seconds(source, windows, count, tune_blocks)
     weights = sum(n * k for shapes in by_format.values() for n, k in shapes)
     return Estimate(
         encoding_seconds=seconds,
         passes_seconds=walked,
         importance_seconds=swept,
+        tuning_seconds=tuned,
         peak_bytes=before * KIB + max(added, sweep_bytes),
         weights_per_second=weights / seconds,
         tokens_per_second=windows.numel() / walked if windows is not None else None,
@@ -207,12 +215,34 @@ def pass_seconds(source: Path, windows: torch.Tensor, threads: int, dtype: str) 
 
 def importance_seconds(source: Path, windows: torch.Tensor, threads: int) -> float:
     """Seconds of finding the tokens' importance, from one block and few windows."""
+    few, model = windows[: 2 * threads], unfilled_model(source)
+    stored = Stored(model, source)
+    names, seconds = stored.blocks().names, both_ways_seconds(source, few, threads)
+    with stored.without_blocks(), workers(threads) as each:
+        hidden = both_streams(model, model.get_submodule(names[0]), few).original
+        with Tail(model, names) as tail:
+            seconds = seconds * len(names) + _seconds(
+                lambda: list(each(lambda i: tail.gradient(hidden[i], few[i]), range(len(few))))
+            )
+    return seconds * len(windows) / len(few)
+
+
+def tuning_seconds(source: Path, windows: torch.Tensor, threads: int, steps: int) -> float:
+    """Seconds of training the scales of all blocks, from one block and few windows."""
+    few = windows[: 2 * threads]
+    blocks = len(block_names(unfilled_model(source)))
+    batch = min(BATCH, len(windows))
+    return both_ways_seconds(source, few, threads) / len(few) * batch * steps * blocks
+
+
+def both_ways_seconds(source: Path, windows: torch.Tensor, threads: int) -> float:
+    """Seconds of windows through the first block and back."""
     model = unfilled_model(source)
     stored = Stored(model, source)
-    blocks, few = stored.blocks(), windows[: 2 * threads]
+    blocks = stored.blocks()
     block = blocks.read(0)
     with stored.without_blocks(), workers(threads) as each:
-        streams = both_streams(model, model.get_submodule(blocks.names[0]), few)
+        streams = both_streams(model, model.get_submodule(blocks.names[0]), windows)
         hidden, call = streams.original, streams.call
 
         def there_and_back() -> None:
@@ -220,12 +250,7 @@ def importance_seconds(source: Path, windows: torch.Tensor, threads: int) -> flo
             backward(block, hidden, call, list(hidden), each)  # any gradients take as long
 
         there_and_back()  # torch sets itself up
-        seconds = _seconds(there_and_back) * len(blocks.names)
-        with Tail(model, blocks.names) as tail:
-            seconds += _seconds(
-                lambda: list(each(lambda i: tail.gradient(hidden[i], few[i]), range(len(few))))
-            )
-    return seconds * len(windows) / len(few)
+        return _seconds(there_and_back)
 
 
 def importance_bytes(model: nn.Module, windows: torch.Tensor, threads: int) -> int:

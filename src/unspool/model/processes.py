@@ -85,6 +85,12 @@ class Processes:
         )
         return {n: found[n] if n in found else encode(n, self.share) for n in strips}
 
+    def merged(self, mine: Mapping[int, T]) -> dict[int, T]:
+        """What all processes have, by place."""
+        if self.count == 1:
+            return dict(mine)
+        return {place: each for part in self._all(dict(mine)) for place, each in part.items()}
+
     def from_one(self, owner: int, arrays: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
         """The arrays of one process everywhere."""
         if self.count == 1:

@@ -90,13 +90,15 @@ def quantize(
     how: Calibration | None = None,
     importance: bool = False,
     calibration_dtype: torch.dtype = torch.float32,
+    tune_blocks: int = 0,
 ) -> Report:
     """Quantizes the linear layers of a model in place; see `selection.plan` for which.
 
     `calibration`: windows of token ids `[count, tokens]`; errors are then made where these texts
     notice them least (`model.calibrate`), `how` says with which effort; with `importance` tokens
     count by what the loss notices of them (`model.importance`); `calibration_dtype`, float32 or
-    bfloat16, is what the text walks through the blocks in. The head is not calibrated.
+    bfloat16, is what the text walks through the blocks in; `tune_blocks` steps then train the
+    scales of each block together (`model.tune_block`). The head is not calibrated.
 
     Raises WeightError for a weight that is not finite, before the first layer is touched, and
     ModelError where nothing can be quantized. Fused expert weights stay dense and are named in a
@@ -118,6 +120,7 @@ def quantize(
             threads=threads,
             importance=importance,
             dtype=calibration_dtype,
+            tune=tune_blocks,
         )
         layers = apply_calibrated(model, steps, calibration, told)
         chosen = {name: fmt for name, fmt in chosen.items() if name not in told.names}

@@ -177,7 +177,13 @@ def shared(read: Mapping[str, torch.Tensor]) -> list[list[str]]:
 
 def run_block(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
     """The hidden states after a block."""
-    with torch.no_grad(), call.precision:
+    with torch.no_grad():
+        return block_output(block, hidden, call)
+
+
+def block_output(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+    """The same, with gradients where they are enabled."""
+    with call.precision:
         out = block(hidden, *call.args, **call.kwargs)
     return (out[0] if isinstance(out, tuple) else out).float()
 

@@ -15,12 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from unspool.encode import scales
 from unspool.errors import ModelError
+from unspool.model.gains import Gains, with_gains
 from unspool.model.linear import QuantizedLinear
 from unspool.model.progress import Progress
-from unspool.pack.matrix import CodedMatrix
-from unspool.spec.format import Format
 
 STEPS, RATE, BATCH = 120, 2e-3, 4
 """Steps of BATCH windows; the rate falls linearly to zero. Gains start at 1 and move little."""
@@ -43,27 +41,6 @@ class Effort:
     steps: int = STEPS
     rate: float = RATE
     batch: int = BATCH
-
-
-class _Gains(nn.Module):
-    """A layer with a gain per stored scale, differentiable in it."""
-
-    def __init__(self, layer: QuantizedLinear) -> None:
-        super().__init__()
-        self.layer = [layer]  # in a list: no submodule, its buffers are not copied
-        self.register_buffer("weight", layer.decode())
-        self.bias = layer.bias
-        self.gain = nn.Parameter(torch.ones(_gain_shape(layer)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, blocks = self.weight, self.gain.shape[1]
-        if blocks == 1:
-            y = nn.functional.linear(x, weight) * self.gain[:, 0]
-            return y if self.bias is None else y + self.bias
-        n, k = weight.shape
-        width = self.layer[0].format.scale.block
-        every = self.gain.repeat_interleave(width, dim=1)[:n, :k]
-        return nn.functional.linear(x, weight * every, self.bias)
 
 
 def tune(
@@ -130,52 +107,26 @@ def _descend(
     return losses
 
 
-def _with_gains(student: nn.Module) -> dict[str, _Gains]:
+def _with_gains(student: nn.Module) -> dict[str, Gains]:
     """Puts gains into every quantized layer of the student; those, by the layer's name."""
     layers = {n: m for n, m in student.named_modules() if isinstance(m, QuantizedLinear)}
     if not layers:
         raise ModelError("no quantized layer to tune", found=type(student).__name__)
-    found = {name: _Gains(layer) for name, layer in layers.items()}
+    found = {n: Gains(layer.decode(), layer.bias, layer.format) for n, layer in layers.items()}
     for name, each in found.items():
         student.set_submodule(name, each)
     return found
 
 
-def _gain_shape(layer: QuantizedLinear) -> tuple[int, int]:
-    """Gains of a layer `[rows, blocks]`: one per scale where a scale is a factor of weights.
-
-    A rotation mixes the columns of several blocks, or the rows: then one gain stands for all.
-    """
-    fmt, n, k = layer.format, layer.out_features, layer.in_features
-    if fmt.rotation.output_size or fmt.scale.operand is None:
-        return 1, 1
-    blocks = fmt.scale.count(*fmt.padded(n, k))[1]
-    return (n, blocks) if blocks == 1 or not fmt.rotation.input_size else (n, 1)
-
-
 def _fold(layer: nn.Module, gain: np.ndarray) -> None:
-    """Puts gains into a layer's stored scales, or into its tensor scale where it has one gain."""
+    """Puts gains into a layer's stored scales."""
     assert isinstance(layer, QuantizedLinear)
-    matrix = layer.matrix()
-    tensor = None if matrix.tensor_scale is None else float(matrix.tensor_scale)
-    if gain.shape == (1, 1) and tensor is not None:
-        _buffer(layer, "weight_tensor_scale", np.array([tensor * gain[0, 0]], np.float32))
-        return
-    if matrix.scale is None or not np.isfinite(gain).all():
-        return
-    effective = _effective(matrix, layer.format)
-    wanted, n = effective.copy(), len(gain)
-    wanted[:n] = np.maximum(effective[:n] * gain, 0)
-    unit = None if tensor is None else np.array(tensor, np.float32)
-    stored = scales.store(wanted.astype(np.float32), layer.format.scale, unit)
-    assert stored.bits is not None
-    _buffer(layer, "weight_scale", stored.bits)
-
-
-def _effective(matrix: CodedMatrix, fmt: Format) -> np.ndarray:
-    assert fmt.scale.operand is not None
-    values = fmt.scale.operand.values().astype(np.float32)[matrix.scale]
-    return values if matrix.tensor_scale is None else values * matrix.tensor_scale
+    old = layer.matrix()
+    found = with_gains(old, gain)
+    if found.tensor_scale is not None:
+        _buffer(layer, "weight_tensor_scale", np.array([found.tensor_scale], np.float32))
+    if found.scale is not None and found.scale is not old.scale:
+        _buffer(layer, "weight_scale", found.scale)
 
 
 def _buffer(layer: QuantizedLinear, name: str, array: np.ndarray) -> None:

@@ -1,0 +1,43 @@
+"""What options of `unspool quantize` go together, and what the model card says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unspool.cli import launch
+from unspool.errors import CheckpointError
+
+
+def check_together(
+    calibration: str | None,
+    importance: bool,
+    tune: int,
+    tune_blocks: int,
+    work: Path | None,
+    resume: bool,
+    head: str | None,
+    dry_run: bool,
+) -> None:
+    """Raises CheckpointError for options that do not go together."""
+    needing = {"--tune": tune, "--tune-blocks": tune_blocks, "--importance": importance}
+    where = next((option for option, given in needing.items() if given), "")
+    if calibration is None and where:
+        what = "importance" if where == "--importance" else "tuning"
+        raise CheckpointError(f"{what} needs a text", where=where, allowed="--calibration FILE")
+    if resume and work is None:
+        raise CheckpointError("nothing to go on with", where="--resume", allowed="--work DIR")
+    found = "--tune" if tune else "--head" if head is not None else ""
+    if work is not None and found:
+        raise CheckpointError("--work keeps blocks alone", found=found, allowed="one of the two")
+    if launch.several() and dry_run:
+        raise CheckpointError("an estimate is of one process", where="--dry-run")
+    if launch.several() and found:
+        raise CheckpointError("several processes divide blocks alone", found=found)
+
+
+def how_made(tokens: int, importance: bool, tune: int, tune_blocks: int) -> str:
+    """A sentence for the model card; "" without calibration."""
+    weighed = ", each weighed by the squared gradients of the model's loss" if importance else ""
+    blocks = f"; scales of each block tuned in {tune_blocks} steps" if tune_blocks else ""
+    tuned = f"; scales and norms tuned in {tune} steps" if tune else ""
+    return f"Calibrated on {tokens:,} tokens of a text{weighed}{blocks}{tuned}." if tokens else ""
