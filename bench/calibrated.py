@@ -36,6 +36,13 @@ from unspool.spec.catalog import parse
 CALIBRATED = ("t2-e2m1", "t3-e2m3", "t4-e2m3", "lut-b", "nvfp4", "int4", "mxfp4", "m2-e2m1")
 PLAIN = (*CALIBRATED, "nf4")
 WEIGHED = ("t2-e2m1", "t3-e2m3")
+TUNE_BLOCKS = 40
+VARIED: dict[str, dict[str, Any]] = {
+    "bfloat16 passes": {"dtype": torch.bfloat16},
+    "tuned blocks": {"tune": TUNE_BLOCKS},
+}
+"""Other ways to calibrate, of the formats WEIGHED: by the method's name, fields of `Plan`."""
+
 PEERS = ("Q2_K", "IQ2_XS", "IQ2_XXS", "Q3_K", "IQ3_S", "Q4_K", "IQ4_XS")
 WINDOW = 512
 
@@ -59,11 +66,12 @@ def plain(name: str, model: nn.Module) -> tuple[Weights, int]:
 
 
 def calibrated(
-    name: str, model: nn.Module, windows: torch.Tensor, *, weighed: bool = False
+    name: str, model: nn.Module, windows: torch.Tensor, *, weighed: bool = False, **more: Any
 ) -> tuple[Weights, int]:
     """(weights, bytes) with LDLQ and drift correction, tokens weighed by importance or alike."""
-    blocks, steps = blocks_of(model), Plan(formats=plan(model, name))
-    streams = both_streams(model, model.get_submodule(blocks.names[0]), windows)
+    blocks, steps = blocks_of(model), Plan(formats=plan(model, name), **more)
+    first = model.get_submodule(blocks.names[0])
+    streams = both_streams(model, first, windows, dtype=steps.dtype)
     if weighed:
         weigh(streams, model, blocks, windows, None)
     found, nbytes = {}, 0
@@ -114,6 +122,8 @@ def cases(
     for name in WEIGHED:
         make = partial(calibrated, name, model, windows, weighed=True)
         yield name, "weighed", make
+        for method, more in VARIED.items():
+            yield name, method, partial(calibrated, name, model, windows, **more)
 
 
 def row(label: str, method: str, made: Weights, nbytes: int, tokens: Any, count: int) -> dict:
