@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from unspool.explore import explorer, report
+from unspool.explore import explorer, score
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "BATCH", 8)
     for name in ("SCREEN", "RACE", "FINAL"):
-        monkeypatch.setattr(explorer, name, 1024)
-    monkeypatch.setattr(report, "PUBLISHED_WEIGHTS", 1024)
+        monkeypatch.setattr(score, name, 1024)
+    monkeypatch.setattr(score, "PUBLISHED", 1024)
 
 
 def test_a_found_code_goes_through_a_model(run, tiny, text, tmp_path: Path):
