@@ -102,6 +102,10 @@ def explore(
     shown = [*found, *published_rows(settings, lambda text: None if quiet else say(text))]
     if plot:
         draw(shown, f"{bits:g} bits to {settings.operand}, {target}", plot)
+    _show(shown, settings, state, json)
+
+
+def _show(shown: Sequence[Row], settings: Settings, state: State, json: bool) -> None:
     if json:
         done = {**vars(settings), "generations": state.generation}
         rows = [row.to_json() for row in shown]
