@@ -29,7 +29,16 @@ RUNS: tuple[tuple[float, str, str, float, dict[str, int]], ...] = (
     (2.5, "e4m3", "sm90", 10, {"memory": 10}),
     (3.5, "e4m3", "sm90", 5, {}),
     (1, "e2m1", "sm120", 3, {}),
+    (2, "int8", "avx512", 4, {}),
+    (2, "e2m3", "avx512", 4, {}),
+    (3, "int8", "avx512", 4, {}),
+    (3, "e2m3", "avx512", 4, {}),
 )
+
+STATUS = {
+    "avx512": "loops of the kernels compiled and counted; cycles are in loops.json",
+    "": "compiled and counted, not run on a GPU",
+}
 
 
 def command(
@@ -70,7 +79,7 @@ def main() -> None:
         about = facts()
         found = explored([*words, *(["--jobs", str(chosen.jobs)] if chosen.jobs else [])])
         rows = found.pop("rows")
-        status = "compiled and counted, not run on a GPU"
+        status = STATUS.get(target, STATUS[""])
         path = HERE / "results" / f"explore-{name}.json" if chosen.json else None
         write(path, {**about, "command": " ".join(words), "status": status, **found}, rows)
         for row in rows:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from unspool.explore import explorer, report
+from unspool.explore import explorer, score, table_hunt
+from unspool.explore.table_hunt import Effort
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "BATCH", 8)
     for name in ("SCREEN", "RACE", "FINAL"):
-        monkeypatch.setattr(explorer, name, 1024)
-    monkeypatch.setattr(report, "PUBLISHED_WEIGHTS", 1024)
+        monkeypatch.setattr(score, name, 1024)
+    monkeypatch.setattr(score, "PUBLISHED", 1024)
 
 
 def test_a_found_code_goes_through_a_model(run, tiny, text, tmp_path: Path):
@@ -42,11 +44,39 @@ def test_a_found_code_goes_through_a_model(run, tiny, text, tmp_path: Path):
     assert 0 < done.json["kl"] < 2
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_a_table_found_for_a_cpu_goes_through_a_model(
+    run, tiny, text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(table_hunt, "EFFORT", Effort(few=2048, many=4096))
+    file = tmp_path / "table.json"
+    told = run("explore", "--bits", 2, "--target", "avx512", "--operand", "e2m3", "--generations",
+               1, "--jobs", 1, "--save", file, "--json")  # fmt: skip
+    assert told.code == 0, told.err
+    rows = {row["name"]: row for row in told.json["rows"]}
+    found = [row for row in rows.values() if row["found"]]
+    assert found
+    for row in [*found, rows["t2-e2m1"], rows["m2-e2m1"]]:
+        assert row["target"] == "avx512"
+        assert row["total"] == pytest.approx(row["instructions_per_64_weights"] / 64)
+    for name, why in (("m2-e4m3", "by its table"), ("qtip-1mad", "no int8"), ("E8P", "no kernel")):
+        assert rows[name]["total"] is None
+        assert why in rows[name]["source"]
+    out = tmp_path / "out"
+    done = run("quantize", tiny, "-o", out, "--format", file, "--json")
+    assert done.code == 0, done.err
+    done = run("eval", out, "--baseline", tiny, "--text", text, "--window", 32, "--json")
+    assert done.code == 0, done.err
+    assert 0 < done.json["kl"] < 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["--operand", "int8"], "no codes"),
         (["--bits", "2.1"], "no codes"),
+        (["--target", "avx512", "--operand", "e4m3"], "INT8, E2M3, E2M1"),
+        (["--target", "avx512", "--bits", "2.1"], "no codes of this rate have a kernel"),
         (["--target", "sm70"], "sm70"),
         (["--resume"], "--log"),
         (["--generations", 1, "--jobs", 1, "--save", "x.json", "--within", "0.01"], "within"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unspool.errors import DeclarationError, UnspoolError
-from unspool.explore import explorer
+from unspool.explore import explorer, score
 from unspool.explore.explorer import DONE, Settings, explore
 from unspool.explore.front import Found, front
 from unspool.explore.published import trellis
@@ -24,7 +24,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few codes on few weights."""
     monkeypatch.setattr(explorer, "BATCH", 6)
     for name in ("SCREEN", "RACE", "FINAL"):
-        monkeypatch.setattr(explorer, name, 1024)
+        monkeypatch.setattr(score, name, 1024)
 
 
 def entry(cost: float, mse: float, number: int = 0) -> Found:
@@ -33,7 +33,9 @@ def entry(cost: float, mse: float, number: int = 0) -> Found:
 
 
 def test_the_front_keeps_what_no_other_beats_on_both_axes():
-    made = front([entry(1.0, 0.08), entry(1.0, 0.07, 1), entry(2.0, 0.075, 2), entry(0.5, 0.09, 3)])
+    made = front(
+        [entry(1.0, 0.08), entry(1.0, 0.07, 1), entry(2.0, 0.075, 2), entry(0.5, 0.09, 3)], 1 / 8
+    )
     assert [(f.cost, f.mse) for f in made.best] == [(0.5, 0.09), (1.0, 0.07)]
     assert len(made.everyone()) == 6  # the two, and all four as parents
 
@@ -69,7 +71,9 @@ def test_a_log_is_of_one_search(tmp_path: Path):
 
 
 def test_settings_without_codes_are_refused_at_once():
-    for wrong in ({"operand": "E9M9"}, {"operand": "INT8"}, {"target": "sm1"}):
+    cpu = {"target": "avx512", "operand": "INT8"}
+    for wrong in ({"operand": "E9M9"}, {"operand": "INT8"}, {"target": "sm1"},
+                  {"target": "avx512"}, {**cpu, "bits": 2.25}, {**cpu, "memory": 9}):  # fmt: skip
         settings = Settings(**{"bits": 2, "operand": "E4M3", "target": "sm90", **wrong})
         with pytest.raises(DeclarationError):
             explore(settings, goes_on=lambda state: True)
@@ -77,12 +81,12 @@ def test_settings_without_codes_are_refused_at_once():
 
 def test_what_has_no_rival_races_and_what_is_far_behind_does_not():
     genome = Genome(16, 4, (Step("multiply", 0, constant=0x97E6B60B, addend=5),))
-    two = Settings(bits=2, operand="E4M3", target="sm90")
-    alone = explorer._score((two, genome, []))
+    two = Settings(bits=2, operand="E4M3", target="sm90").hunt()
+    alone = two.scored(genome, [])
     assert alone is not None
     assert alone.mse is not None
     better = replace(alone, screened=alone.screened / 2)
-    behind = explorer._score((two, genome, [better]))
+    behind = two.scored(genome, [better])
     assert behind is not None
     assert behind.mse is None
 
@@ -90,7 +94,7 @@ def test_what_has_no_rival_races_and_what_is_far_behind_does_not():
 def test_another_process_scores_the_same(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()  # the other one has the constants as they are
     genome = Genome(16, 4, (Step("multiply", 0, constant=0x97E6B60B, addend=5),))
-    task = (Settings(bits=2, operand="E4M3", target="sm90"), genome, [])
+    task = (Settings(bits=2, operand="E4M3", target="sm90").hunt(), genome, [])
     with explorer._mapper(2) as each:
         (there,) = each(explorer._score, [task])
     assert there == explorer._score(task)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from unspool.decode.machine import MACHINES
+from unspool.decode.target import why_not
 from unspool.encode.encode import encode
 from unspool.errors import DeclarationError
 from unspool.explore.explorer import Settings
@@ -17,9 +18,13 @@ from unspool.explore.moves import drawn
 from unspool.explore.report import as_format, found_rows
 from unspool.explore.score import Sample, distortion, fitted
 from unspool.explore.space import Space
+from unspool.explore.table_hunt import Effort, TableHunt
+from unspool.matmul.choose import PATHS
 from unspool.matmul.cuda.recipe import recipe
 from unspool.matmul.cuda.simulated import Product
+from unspool.matmul.kernel import Kernel
 from unspool.matmul.reference import decode
+from unspool.perf.strip_loop import StripShape
 from unspool.spec.catalog import parse
 from unspool.spec.format import Format
 from unspool.spec.operand import E4M3
@@ -42,6 +47,47 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("found") / "code.json"
     as_format(row, SETTINGS, 1, path)
     return path
+
+
+SHAPES = {
+    2: (StripShape(window=7, plain=0, stride=2), StripShape(window=6, plain=1)),
+    1.5: (StripShape(window=4, plain=2, lanes=2),),
+}
+TABLES = [(bits, operand, shape) for bits, shapes in SHAPES.items() for shape in shapes
+          for operand in ("INT8", "E2M3", "E2M1")]  # fmt: skip
+
+
+@pytest.fixture(params=TABLES, ids=lambda table: f"{table[0]} {table[1]} {table[2]}")
+def table(request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file of a table that a search for CPUs trained a little."""
+    bits, operand, shape = request.param
+    effort = Effort(few=2048, many=4096)
+    hunt = TableHunt(operand=operand, costs={shape: 0.1}, seed=0, effort=effort)
+    monkeypatch.setattr(TableHunt, "of", lambda *arguments: hunt)
+    found = hunt.scored(hunt.drawn(np.random.default_rng(3)), [])
+    assert found is not None
+    settings = Settings(bits=bits, operand=operand, target="avx512")
+    (row,) = found_rows([found], settings)
+    assert (row.total, row.instructions_per_64_weights) == (0.1, 6.4)
+    as_format(row, settings, 1, tmp_path / "table.json")
+    return tmp_path / "table.json"
+
+
+def test_cpu_kernels_multiply_a_found_table_to_the_bit(table: Path):
+    fmt = parse(str(table))
+    assert fmt.name.startswith(f"x{fmt.code.bits_per_weight:g}-{fmt.code.operand.name.lower()}-")
+    assert "--target avx512" in json.loads(table.read_text())["source"]
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((72, 256), dtype=np.float32)
+    matrix = encode(weight, fmt)
+    assert float(np.mean((weight - decode(matrix)) ** 2)) < 2.5 * 4.0**-fmt.code.bits_per_weight
+    x = rng.standard_normal((5, 256), dtype=np.float32)
+    expected = Kernel(matrix, target="numpy")(x)
+    for target in (name for name in PATHS if not why_not(name)):
+        kernel = Kernel(matrix, target=target)
+        assert kernel.activations == "int8"
+        assert kernel.owns_codes or target == "avx2"
+        assert np.array_equal(kernel(x), expected), target
 
 
 def test_a_file_stands_for_a_name(file: Path):

@@ -10,6 +10,7 @@ import pytest
 from unspool.decode.target import why_not
 from unspool.matmul.choose import PATHS, choose
 from unspool.matmul.kernel import Kernel
+from unspool.perf.strip_loop import shape_of
 from unspool.spec.catalog import FORMATS
 
 TARGETS = [name for name in PATHS if not why_not(name)]
@@ -41,6 +42,31 @@ def test_strips_give_the_stored_words_back(random_matrix, name, target, n):
         found = kernel.codes()
         assert (found.dtype, found.shape) == (words.dtype, words.shape)
         assert np.array_equal(found, words)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("planes", ["7,2", "6,1 1,1"])
+def test_tables_of_128_levels_are_the_definitions_products(
+    random_matrix, table_format, same_bits, planes, target
+):
+    # A ring of two bits a step is two qwords: windows reach into the next one, and wrap.
+    fmt = table_format(planes, range(-64, 64))
+    for n in (1, 9, 33, 64, 72):
+        for k in (8, 300, 650):
+            matrix = random_matrix(fmt, n, k)
+            words, x = matrix.codes.copy(), activations(5, k)
+            expected = Kernel(matrix, target="numpy")(x)
+            kernel = Kernel(matrix, target=target)
+            assert kernel.owns_codes == (planes != "7,2" or target != "avx2")
+            kernel.drop_codes()
+            assert np.array_equal(kernel.codes(), words)
+            for m in (1, 2, 5):
+                assert same_bits(kernel(x[:m]), expected[:m]), (n, k, m)
+
+
+@pytest.mark.parametrize("name", INTEGER)
+def test_the_loop_that_is_counted_is_that_of_codes_in_registers(name):
+    assert (shape_of(FORMATS[name].code) is None) == (name in BY_TABLE)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -53,6 +53,8 @@ TABLES = {
     "two plain bits": ("2,2", [-3, -1, 1, 3]),
     "three plain bits": ("3,3", range(-4, 4)),
     "levels to the ends of int8": ("5,1 2,2", range(-128, 256, 3)),
+    "a ring of two bits a step": ("7,2", range(-128, 128, 2)),
+    "128 levels and a plain bit": ("6,1 1,1", range(-64, 64)),
     "those by a table": ("4,1 5,5", range(-128, 128)),
 }
 

@@ -15,7 +15,7 @@ from unspool.errors import DeclarationError
 
 if TYPE_CHECKING:
     from unspool.explore.explorer import Settings, State
-    from unspool.explore.report import Row
+    from unspool.explore.row import Row
 
 COLUMNS = (
     "code", "operand", "MSE", "instructions", "of bandwidth", "over the bound", "edges/weight"
@@ -23,11 +23,18 @@ COLUMNS = (
 
 
 BitsAsked = Annotated[float, typer.Option("--bits", "-b", help="Bits per weight.")]
-Operand = Annotated[str, typer.Option(help="e4m3, e2m3 or e2m1.")]
-Target = Annotated[str, typer.Option(help="sm89, sm90, sm100 or sm120.")]
+Operand = Annotated[
+    str | None,
+    typer.Option(help="e4m3, e2m3 or e2m1; int8, e2m3 or e2m1 for avx512. [default: e4m3 or int8]"),
+]
+Target = Annotated[str, typer.Option(help="sm89, sm90, sm100 or sm120, or avx512.")]
 Memory = Annotated[
     int | None,
-    typer.Option(min=1, max=16, help="Bits that a step shares with the next. [default: 8 or 10]"),
+    typer.Option(
+        min=1,
+        max=16,
+        help="Bits that a step shares with the next. [default: 8 or 10; avx512: all there are]",
+    ),
 ]
 Minutes = Annotated[
     float | None, typer.Option(min=0, help="When to stop; a generation is finished. [default: 10]")
@@ -52,7 +59,7 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the front.
 
 def explore(
     bits: BitsAsked = 2,
-    operand: Operand = "e4m3",
+    operand: Operand = None,
     target: Target = "sm90",
     memory: Memory = None,
     minutes: Minutes = None,
@@ -70,12 +77,14 @@ def explore(
     """Search for codes: distortion on a unit Gaussian against counted instructions per weight.
 
     Starts from random programs and reads no catalog. Instructions are those of the target's machine
-    code where the extra `cuda` is installed, else of our own lowering.
+    code where the extra `cuda` is installed, else of our own lowering. For avx512 tables are
+    trained for the codes that the CPU's kernels decode in registers; instructions are those of a
+    kernel's loop that decodes and multiplies, compiled by g++, and also shown for 64 weights.
     """
     from unspool.explore.explorer import Settings
     from unspool.explore.report import check_plot, draw, found_rows, published_rows
 
-    settings = Settings(bits=bits, operand=operand.upper(), target=target, seed=seed, memory=memory)
+    settings = Settings.of(bits, operand, target, seed, memory)
     if minutes is None and generations is None:
         minutes = 10.0
     if resume and log is None:
@@ -93,6 +102,10 @@ def explore(
     shown = [*found, *published_rows(settings, lambda text: None if quiet else say(text))]
     if plot:
         draw(shown, f"{bits:g} bits to {settings.operand}, {target}", plot)
+    _show(shown, settings, state, json)
+
+
+def _show(shown: Sequence[Row], settings: Settings, state: State, json: bool) -> None:
     if json:
         done = {**vars(settings), "generations": state.generation}
         rows = [row.to_json() for row in shown]

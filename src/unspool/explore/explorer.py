@@ -1,11 +1,10 @@
 """The explorer: a search for codes that decode cheaply.
 
 A generation is a batch of genomes, drawn or changed from parents, all from one seed, so that what
-it finds does not depend on how many processes score it. A code is screened on a few weights; where
-it comes near the front of its cost, it races on more, with other scales, and what is near the front
-again is measured on enough to be believed. The log has a line per scored code and one at a
-generation's end; a run that was stopped goes on after the last whole generation, with the same
-numbers.
+it finds does not depend on how many processes score it. What a genome is, and how it is scored, is
+the target's: programs for GPUs (`program_hunt`), trained tables for CPUs (`table_hunt`). The log
+has a line per scored code and one at a generation's end; a run that was stopped goes on after the
+last whole generation, with the same numbers.
 """
 
 from __future__ import annotations
@@ -14,41 +13,52 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from unspool import __version__
-from unspool.decode.machine import machine
+from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError, UnspoolError
 from unspool.explore.front import Found, Front, front
 from unspool.explore.lines import read
-from unspool.explore.moves import changed, drawn
-from unspool.explore.score import (
-    FINAL,
-    RACE,
-    SCREEN,
-    Sample,
-    best_sigma,
-    distortion,
-    estimated,
-    fitted,
-)
-from unspool.explore.space import Genome, Space
+from unspool.explore.program_hunt import ProgramHunt
+from unspool.explore.space import Space
+from unspool.explore.table_hunt import TARGETS, TableHunt
+from unspool.spec.code import Code
 from unspool.spec.operand import OPERANDS
 
 BATCH = 64
 FRESH = 0.25
 """Share of a generation that is drawn and not changed from a parent."""
 
-NEAR, NEARER = 1.01, 1.0
-"""How far above the front of its cost a code may be after the screen, after the race. The last
-measure takes as long as 32 screens."""
-
 DONE = "generation done"
+
+
+class Hunt(Protocol):
+    """What is searched for a target: genomes, and what they are worth."""
+
+    @property
+    def cost_class(self) -> float:
+        """Costs in instructions per weight that count as one."""
+
+    def asked(self) -> dict[str, Any]:
+        """What its figures depend on beside the settings."""
+
+    def drawn(self, random: np.random.Generator) -> Any:
+        """A random genome."""
+
+    def changed(self, random: np.random.Generator, parent: Any) -> Any:
+        """A genome near a scored one."""
+
+    def code(self, genome: Any, sigma: float) -> Code:
+        """The code of a scored genome."""
+
+    def scored(self, genome: Any, best: Sequence[Found]) -> Found | None:
+        """What a genome is worth beside the best so far; None where it has no code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +72,32 @@ class Settings:
     #: bits that a step shares with the next; None: the space's own
     memory: int | None = None
 
-    def space(self) -> Space:
-        """Raises DeclarationError for an operand or rate without a space."""
+    @classmethod
+    def of(
+        cls, bits: float, operand: str | None, target: str, seed: int, memory: int | None
+    ) -> Settings:
+        """The settings of a command line: operands in small letters, E4M3 or INT8 by default."""
+        usual = "int8" if target in TARGETS else "e4m3"
+        name = (usual if operand is None else operand).upper()
+        return cls(bits=bits, operand=name, target=target, seed=seed, memory=memory)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the target is a CPU's."""
+        return self.target in TARGETS
+
+    def hunt(self) -> Hunt:
+        """Raises DeclarationError for a target, operand or rate without codes."""
         if self.operand not in OPERANDS:
             raise DeclarationError("no such operand", found=self.operand, allowed=OPERANDS)
-        return Space.of(self.bits, OPERANDS[self.operand], self.memory)
+        if self.on_cpu:
+            return TableHunt.of(self.bits, self.operand, self.target, self.seed, self.memory)
+        if self.target not in MACHINES:
+            raise DeclarationError(
+                "no such target", found=self.target, allowed=[*MACHINES, *TARGETS]
+            )
+        space = Space.of(self.bits, OPERANDS[self.operand], self.memory)
+        return ProgramHunt(space=space, target=self.target, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +125,12 @@ def explore(
 
     Raises DeclarationError for settings without codes, UnspoolError for a log of other settings.
     """
-    space = settings.space()
-    machine(settings.target)
-    state = _begun(settings, log, resume)
+    hunt = settings.hunt()
+    state = _begun(settings, hunt, log, resume)
     with _mapper(jobs) as each:
         while goes_on(state):
-            genomes = generation(space, settings.seed, state)
-            tasks = [(settings, genome, state.front.best) for genome in genomes]
+            genomes = generation(hunt, settings.seed, state)
+            tasks = [(hunt, genome, state.front.best) for genome in genomes]
             found = [scored for scored in each(_score, tasks) if scored is not None]
             for scored in found:
                 state.front.add(scored)
@@ -115,44 +145,24 @@ def explore(
     return state
 
 
-def generation(space: Space, seed: int, state: State) -> list[Genome]:
+def generation(hunt: Hunt, seed: int, state: State) -> list[Any]:
     """The genomes of the next generation."""
     random = np.random.default_rng([seed, state.generation])
     parents = state.front.everyone()
     made = []
     for _ in range(BATCH):
         if not parents or random.random() < FRESH:
-            made.append(drawn(space, random))
+            made.append(hunt.drawn(random))
         else:
             parent = parents[int(random.integers(len(parents)))]
-            made.append(changed(space, random, parent.genome))
+            made.append(hunt.changed(random, parent.genome))
     return list(dict.fromkeys(made))
 
 
-def _score(task: tuple[Settings, Genome, Sequence[Found]]) -> Found | None:
-    """The scored code of a genome; None where all its values are zero or no lowering serves."""
-    settings, genome, best = task
-    code = settings.space().code(genome)
-    screen, race, final = (
-        Sample(weights=weights, seed=settings.seed + i)
-        for i, weights in enumerate((SCREEN, RACE, FINAL))
-    )
-    try:
-        cost = estimated(code, machine(settings.target))
-        code = fitted(code)
-    except DeclarationError:
-        return None
-    rivals = [each for each in best if each.cost <= cost]
-    screened = distortion(code, screen)
-    found = Found(genome=genome, sigma=code.sigma or 0.0, cost=cost, screened=screened)
-    if screened > NEAR * min((each.screened for each in rivals), default=1.0):
-        return found
-    code = best_sigma(code, replace(race, weights=SCREEN))
-    screened, raced = distortion(code, screen), distortion(code, race)
-    found = replace(found, sigma=code.sigma or 0.0, screened=screened, raced=raced)
-    if raced > NEARER * min((each.raced or 1.0 for each in rivals), default=1.0):
-        return found
-    return replace(found, mse=float(f"{distortion(code, final):.5g}"))
+def _score(task: tuple[Hunt, Any, Sequence[Found]]) -> Found | None:
+    """The scored code of a genome; None where it has none."""
+    hunt, genome, best = task
+    return hunt.scored(genome, best)
 
 
 @contextmanager
@@ -165,7 +175,7 @@ def _mapper(jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
         yield lambda function, tasks: pool.map(function, tasks)
 
 
-def _begun(settings: Settings, log: Path | None, resume: bool) -> State:
+def _begun(settings: Settings, hunt: Hunt, log: Path | None, resume: bool) -> State:
     """A new search, or one read back from its log."""
     if log is None or not (resume and log.exists()):
         if log is not None:
@@ -173,10 +183,10 @@ def _begun(settings: Settings, log: Path | None, resume: bool) -> State:
                 raise UnspoolError(
                     "the log holds a search", where=str(log), allowed="--resume, a new file"
                 )
-            log.write_text(json.dumps(_asked(settings)) + "\n", encoding="utf-8")
-        return State(front=Front(), generation=0, scored=0)
+            log.write_text(json.dumps(_asked(settings, hunt)) + "\n", encoding="utf-8")
+        return State(front=Front(cost_class=hunt.cost_class), generation=0, scored=0)
     lines = read(log)
-    _check_same(lines, settings, log)
+    _check_same(lines, _asked(settings, hunt), log)
     done = [line for line in lines if DONE in line]
     last = max((line[DONE] for line in done), default=-1)
     found = [
@@ -184,12 +194,13 @@ def _begun(settings: Settings, log: Path | None, resume: bool) -> State:
     ]
     _rewrite(log, [line for line in lines if line.get("generation", last) <= last])
     return State(
-        front=front(found), generation=last + 1, scored=sum(line["scored"] for line in done)
+        front=front(found, hunt.cost_class),
+        generation=last + 1,
+        scored=sum(line["scored"] for line in done),
     )
 
 
-def _check_same(lines: Sequence[Mapping[str, Any]], settings: Settings, log: Path) -> None:
-    asked = _asked(settings)
+def _check_same(lines: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], log: Path) -> None:
     stored = lines[0] if lines else None
     if stored != asked:
         raise UnspoolError(
@@ -197,9 +208,9 @@ def _check_same(lines: Sequence[Mapping[str, Any]], settings: Settings, log: Pat
         )
 
 
-def _asked(settings: Settings) -> dict[str, Any]:
+def _asked(settings: Settings, hunt: Hunt) -> dict[str, Any]:
     """The first line of a log: all that its figures depend on."""
-    return {"settings": asdict(settings), "weights": [SCREEN, RACE, FINAL], "version": __version__}
+    return {"settings": asdict(settings), **hunt.asked(), "version": __version__}
 
 
 def _append(log: Path, found: Sequence[Found], number: int, scored: int) -> None:

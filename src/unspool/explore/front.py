@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from unspool.explore.space import Genome, Step
+from unspool.explore.tables import TableGenome
+from unspool.perf.strip_loop import StripShape
 
 T = TypeVar("T")
 
 KEPT = 8
 """Parents of one cost."""
-
-CLASS = 0.125
-"""Costs in instructions per weight that count as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,8 @@ class Found:
     mse on the one that is reported; None for a code that did not come so far.
     """
 
-    genome: Genome
+    #: a Genome of a program, or a TableGenome: of a hunt all are one kind
+    genome: Any
     sigma: float
     cost: float
     screened: float
@@ -40,22 +40,35 @@ class Found:
     def from_json(cls, data: dict[str, Any]) -> Found:
         """The entry that `to_json` wrote."""
         genome = data["genome"]
-        steps = tuple(Step(**step) for step in genome["steps"])
-        tail = tuple(genome["tail"]) if genome["tail"] else None
-        made = Genome(genome["window"], genome["lanes"], steps, tail)
+        made = _table(genome) if "shape" in genome else _program(genome)
         return cls(**{**data, "genome": made})
+
+
+def _program(data: dict[str, Any]) -> Genome:
+    steps = tuple(Step(**step) for step in data["steps"])
+    tail = tuple(data["tail"]) if data["tail"] else None
+    return Genome(data["window"], data["lanes"], steps, tail)
+
+
+def _table(data: dict[str, Any]) -> TableGenome:
+    shape, entries = StripShape(**data["shape"]), tuple(data["entries"])
+    return TableGenome(shape, data["start"], entries, data["sigma"])
 
 
 @dataclass
 class Front:
-    """Codes that no other beats on both axes, and near ones; `add` keeps both."""
+    """Codes that no other beats on both axes, and near ones; `add` keeps both.
 
+    cost_class: costs in instructions per weight that count as one.
+    """
+
+    cost_class: float
     best: list[Found] = field(default_factory=list)
     parents: dict[int, list[Found]] = field(default_factory=dict)
 
     def add(self, found: Found) -> None:
         """Takes a scored code in where it belongs."""
-        group = self.parents.setdefault(round(found.cost / CLASS), [])
+        group = self.parents.setdefault(round(found.cost / self.cost_class), [])
         if all(found.genome != other.genome for other in group):
             group.append(found)
             group.sort(key=lambda each: each.screened)
@@ -68,9 +81,9 @@ class Front:
         return [*self.best, *(each for _, group in sorted(self.parents.items()) for each in group)]
 
 
-def front(found: Iterable[Found]) -> Front:
+def front(found: Iterable[Found], cost_class: float) -> Front:
     """The front of some scored codes."""
-    made = Front()
+    made = Front(cost_class=cost_class)
     for each in found:
         made.add(each)
     return made

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from unspool.decode.lower import lower
 from unspool.decode.machine import Machine, machine
 from unspool.errors import DeclarationError, EvaluationError
 from unspool.evaluate.plot import check_matplotlib
-from unspool.explore import published
+from unspool.explore import cpu_rows, published, score
 from unspool.explore.explorer import Settings
 from unspool.explore.front import Found, pareto
+from unspool.explore.row import Row, format_of
 from unspool.explore.score import Sample, branches, distortion, estimated, slot_of
 from unspool.matmul.cuda.recipe import recipe
 from unspool.perf.bound import Bound, bound, of_count
@@ -23,10 +23,6 @@ from unspool.perf.toolchain import toolchain, why_not
 from unspool.spec.catalog.files import write_format
 from unspool.spec.code import Code
 from unspool.spec.format import Format
-from unspool.spec.rotation import Rotation
-from unspool.spec.scale import Scale
-
-PUBLISHED_WEIGHTS = 65536
 
 WORST = 2.5
 """Times the bound: Lloyd-Max levels, which decode for nothing, have 1.5 at 1 bit, 2.4 at 4."""
@@ -37,68 +33,38 @@ SIZE = (8192, 28672)
 check_plot = check_matplotlib
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A code with its two figures: error of its rings, and instructions per weight of the target.
-
-    counted: in machine code; else by our lowering, or by the source. found: by this search.
-    predicted: the bound of a large product at batch 1 on the target's GPU; None without a kernel.
-    """
-
-    name: str
-    operand: str
-    target: str
-    bits_per_weight: float
-    mse: float
-    total: float
-    counted: bool
-    found: bool
-    source: str = ""
-    edges: int | None = None
-    code: Code | None = None
-    predicted: Bound | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, the code as its declaration."""
-        return asdict(self) | {
-            "total": None if self.total == float("inf") else self.total,
-            "code": self.code.to_json() if self.code else None,
-            "predicted": self.predicted.to_json() if self.predicted else None,
-        }
-
-    def cells(self) -> tuple[str, ...]:
-        """The cells of a table."""
-        known = self.total != float("inf")
-        return (
-            self.name, self.operand, f"{self.mse:.5f}",
-            f"{self.total:.3f}{'' if self.counted else ' *'}" if known else "",
-            f"{100 * self.predicted.fraction:.0f} %" if self.predicted else "",
-            f"{self.mse * 4**self.bits_per_weight:.3f}x", f"{self.edges:,}" if self.edges else "",
-        )  # fmt: skip
-
-
 def found_rows(best: Sequence[Found], settings: Settings) -> list[Row]:
     """The front, the cheapest first; what another beats once machine code was counted is left
     out."""
-    space, target = settings.space(), machine(settings.target)
-    codes = [space.code(each.genome, each.sigma) for each in best]
-    found = [
-        _row(code, code, counted, target, mse=each.mse or 0.0, found=True)
-        for each, code, counted in zip(best, codes, _counts(codes, target), strict=True)
-    ]
+    hunt = settings.hunt()
+    codes = [hunt.code(each.genome, each.sigma) for each in best]
+    if settings.on_cpu:
+        found = [
+            cpu_rows.found_row(code, each, settings.target)
+            for each, code in zip(best, codes, strict=True)
+        ]
+    else:
+        target = machine(settings.target)
+        found = [
+            _row(code, code, counted, target, mse=each.mse or 0.0, found=True)
+            for each, code, counted in zip(best, codes, _counts(codes, target), strict=True)
+        ]
     found = [row for row in found if row.mse <= WORST * 4.0**-settings.bits]
     return pareto(found, lambda row: (row.total, row.mse))
 
 
 def published_rows(settings: Settings, say: Callable[[str], None]) -> list[Row]:
-    """Published codes of the rate: programs, measured and counted, then figures of others."""
+    """Published codes of the rate: programs, measured and counted, then figures of others. On a CPU
+    the catalog's stand first: no other project's codes have a strip kernel to count."""
+    if settings.on_cpu:
+        return cpu_rows.published_rows(settings, say)
     target = machine(settings.target)
     whole = settings.bits == int(settings.bits)
     codes = published.trellis(int(settings.bits)) if whole else ()
     # A ring's length changes no count; 256 steps take the compiler four times as long as 64. And
     # rings of 8 rows are what a product of ours has.
     short = [replace(code, tile=(8, 8)) for code in codes]
-    sample = Sample(weights=PUBLISHED_WEIGHTS, seed=settings.seed)
+    sample = Sample(weights=score.PUBLISHED, seed=settings.seed)
     made = []
     for code, ours, counted in zip(codes, short, _counts(short, target), strict=True):
         say(f"measuring {code.name}")
@@ -117,13 +83,13 @@ def _row(
     code: Code, ours: Code, counted: Count | None, target: Machine, *, mse: float, found: bool
 ) -> Row:
     """`ours`: the code on rings that our kernels have."""
-    fmt = _format(code)
+    fmt = format_of(code)
     return Row(
         name=fmt.name if found else code.name, operand=str(slot_of(code, target)),
         target=target.name, bits_per_weight=code.bits_per_weight, mse=mse,
         total=counted.total if counted else estimated(code, target), counted=counted is not None,
         found=found, edges=branches(code), code=fmt.code if found else code,
-        predicted=predicted(_format(ours), target, counted),
+        predicted=predicted(format_of(ours), target, counted),
     )  # fmt: skip
 
 
@@ -156,20 +122,6 @@ def _counts(codes: Sequence[Code], target: Machine) -> list[Count | None]:
     return list(count(lowered, target, toolchain()))
 
 
-def _format(code: Code, source: str = "") -> Format:
-    """The format of a found code, named by its content: rows have scales, inputs are rotated."""
-    shown = f"x{code.bits_per_weight:g}-{code.operand.name.lower()}"
-    whole = Format(
-        name=shown, code=code, scale=Scale.parse("row-fp16"), rotation=Rotation(size=128),
-        source=source,
-    )  # fmt: skip
-    name = f"{shown}-{whole.content_hash[:6]}"
-    return Format(
-        name=name, code=Code.from_json({**code.to_json(), "name": name}), scale=whole.scale,
-        rotation=whole.rotation, source=source,
-    )  # fmt: skip
-
-
 def as_format(row: Row, settings: Settings, generations: int, path: Path) -> Format:
     """Writes a found code as a format's file."""
     if row.code is None:
@@ -179,7 +131,7 @@ def as_format(row: Row, settings: Settings, generations: int, path: Path) -> For
         f"--target {settings.target} --seed {settings.seed} --generations {generations}"
         + (f" --memory {settings.memory}" if settings.memory else "")
     )
-    fmt = _format(row.code, source)
+    fmt = format_of(row.code, source)
     write_format(fmt, path)
     return fmt
 

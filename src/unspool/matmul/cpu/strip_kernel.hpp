@@ -272,12 +272,23 @@ static StripKernel for_scales(int32_t kind) {
           kProducts[kind]};
 }
 
+// A ring of a stride that not all lanes can cut.
+template <int Ring, int Plain, int Lanes, int Stride>
+static StripKernel for_stride(int32_t kind) {
+  if constexpr (kAnyStride)
+    return for_scales<Table<Ring, Plain, Lanes, Stride>>(kind);
+  else
+    return {};
+}
+
 // The copy compiled for a shape (strips.cpp numbers them), for scales in blocks of a kind.
 static StripKernel strip_kernel(int32_t shape, int32_t kind) {
   switch (shape) {
     case table_shape(6, 0, 1): return for_scales<Table<6, 0, 1>>(kind);  // t1
     case table_shape(4, 2, 2): return for_scales<Table<4, 2, 2>>(kind);  // t1.5
     case table_shape(5, 1, 1): return for_scales<Table<5, 1, 1>>(kind);  // t2
+    case table_shape(6, 1, 1): return for_scales<Table<6, 1, 1>>(kind);
+    case table_shape(7, 0, 1, 2): return for_stride<7, 0, 1, 2>(kind);
     case table_shape(3, 4, 2): return for_scales<Table<3, 4, 2>>(kind);  // t2.5
     case table_shape(5, 2, 1): return for_scales<Table<5, 2, 1>>(kind);  // t3
     case table_shape(4, 3, 1): return for_scales<Table<4, 3, 1>>(kind);  // t4

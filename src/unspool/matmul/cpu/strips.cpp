@@ -19,7 +19,7 @@ int8_t level_of(const CodedMatrix& m, int64_t state, int32_t lane) {
 }
 
 struct Shape {
-  int ring = 0, plain = 0;  // bits of the window, plain bits
+  int ring = 0, plain = 0, stride = 1;  // bits of the window, plain bits, of the ring
   int32_t number = kNoShape;
 };
 
@@ -34,12 +34,14 @@ Shape table_of(const CodedMatrix& m) {
   Shape shape;
   shape.ring = coded ? m.window[0] : 0;
   shape.plain = coded ? (m.planes > 1 ? m.window[1] : 0) : m.window[0];
+  shape.stride = coded ? m.stride[0] : 1;
   const int bits = shape.ring + shape.plain;
   const bool planes = m.planes == (coded && shape.plain ? 2 : 1) &&
-                      (!coded || m.stride[0] == 1) && (m.planes < 2 || m.window[1] == m.stride[1]);
+                      shape.stride <= kMaxStride &&
+                      (m.planes < 2 || m.window[1] == m.stride[1]);
   const bool tile = m.tile_rows == 8 && m.tile_columns == 8 * m.lanes && m.lanes <= 2;
   if (planes && tile && (bits <= 7 || (bits == 8 && m.lanes == 1 && levels_are_the_bits(m))))
-    shape.number = table_shape(shape.ring, shape.plain, m.lanes);
+    shape.number = table_shape(shape.ring, shape.plain, m.lanes, shape.stride);
   return shape;
 }
 
@@ -62,7 +64,7 @@ Shape shape_of(const CodedMatrix& m, Path path) {
   const bool fits = group_columns(m) % m.tile_columns == 0 &&
                     (path != kAvx2 || range_of(m.largest_level) != kWide || shape.plain == 8);
   if (fits && strip_kernel(path, shape.number, kNoScale).product) return shape;
-  return {0, 0, kTabulatedShape};
+  return {0, 0, 1, kTabulatedShape};
 }
 
 void plan_table(const CodedMatrix& m, const Shape& shape, Plan& plan) {
@@ -73,8 +75,9 @@ void plan_table(const CodedMatrix& m, const Shape& shape, Plan& plan) {
   for (int half = 0; half < 2; ++half)
     for (int j = 0; j < kRegisters; ++j)
       for (int byte = 0; byte < 8; ++byte) {
-        const int step = 8 * (2 * j + byte / 4) + 4 * half + byte % 4;
-        plan.starts[half][j] |= uint64_t(step) << 8 * byte;
+        const int step = 8 * (byte / 4) + 4 * half + byte % 4;
+        const int start = shape.stride == 1 ? 16 * j + step : shape.stride * step;
+        plan.starts[half][j] |= uint64_t(start) << 8 * byte;
       }
 }
 
@@ -145,7 +148,7 @@ void take_plain(int bits, int64_t down, const uint64_t* from, uint8_t* plane) {
 
 // Qwords of a tile that stay as they are: all of a multiply code's, the ring of a table code.
 int64_t kept_qwords(const Strips& s) {
-  return s.shape == kMultiplyShape ? s.qwords : s.shape >> 8 ? 1 : 0;
+  return s.shape == kMultiplyShape ? s.qwords : ring_qwords(s.shape);
 }
 int plain_bits(const Strips& s) { return s.shape == kMultiplyShape ? 0 : s.shape >> 4 & 15; }
 

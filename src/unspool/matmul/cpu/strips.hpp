@@ -43,12 +43,14 @@ struct Pieces {
   }
 };
 
-// The codes that the kernels were compiled for are numbered by their shapes: a window of a ring of
-// stride 1 and plain bits, a table of levels; four nibbles of a product; or anything by its table.
+// The codes that the kernels were compiled for are numbered by their shapes: a window of a ring and
+// plain bits, a table of levels; four nibbles of a product; or anything by its table.
 constexpr int32_t kNoShape = -1, kMultiplyShape = 0, kTabulatedShape = 1;
-constexpr int32_t table_shape(int ring, int plain, int lanes) {
-  return ring << 8 | plain << 4 | lanes;
+constexpr int kMaxStride = 3;  // of a ring: 15 steps and a window of 7 bits are 52 bits of a qword
+constexpr int32_t table_shape(int ring, int plain, int lanes, int stride = 1) {
+  return (ring ? stride : 0) << 12 | ring << 8 | plain << 4 | lanes;
 }
+constexpr int64_t ring_qwords(int32_t shape) { return shape >> 12; }
 
 // How large levels are, and what a level of 0 is as a byte. VPMADDUBSW, AVX2's product of bytes,
 // sums pairs in int16: 2 * 128 * 127 fits it, 2 * 255 * 127 does not, 8 * 32 * 127 does again.
@@ -64,7 +66,8 @@ constexpr Range range_of(int largest_level) {
 struct alignas(64) Plan {
   uint8_t table[2][128];           // levels + zero of each lane, repeated over unused index bits
   uint8_t spread[3][64];           // bytes of a qword to the windows of step 0, 1 or 2, spread
-  uint64_t starts[2][kRegisters];  // where the windows of (half of a row of a tile, register) start
+  uint64_t starts[2][kRegisters];  // where the windows of (half of a row of a tile, register) start;
+                                   // with strides of 2 and 3 counted from its first
   uint32_t multiplier, addend;
   Range range;
   uint8_t zero;                    // what a level of 0 is as a byte; 0 where both sides are signed

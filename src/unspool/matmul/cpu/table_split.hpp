@@ -10,8 +10,11 @@
 // word of the result, at odd ones high:
 //
 //   even   word * 2^(16 - Ring - s) >> 16 - Ring       odd   word * 2^(8 - s) & mask << 8
-template <int Ring, int Plain, int Lanes>
+constexpr bool kAnyStride = false;
+
+template <int Ring, int Plain, int Lanes, int Stride = 1>
 struct Table {
+  static_assert(Stride == 1, "a window is cut from the byte where it starts and the next");
   static constexpr bool kTabulated = false;
   static constexpr int kLanes = Lanes;
   static constexpr int kUnits = 2;  // four steps each: half a row of a tile
