@@ -23,8 +23,8 @@ from unspool.model.taps import Each, block_output
 from unspool.pack.matrix import CodedMatrix
 
 RATE, BATCH = 2e-3, 4
-"""Of steps of BATCH windows; the rate falls linearly to zero, as in `tune`. Five times the rate lowers
-errors on the text further, and raised the KL of the bundled model on another."""
+"""Of steps of BATCH windows; the rate falls linearly to zero, as in `tune`. Five times the rate
+lowers errors on the text further, and raised the KL of the bundled model on another."""
 
 
 @dataclass(frozen=True, kw_only=True)
