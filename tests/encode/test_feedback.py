@@ -68,8 +68,7 @@ def test_factors_by_blocks_are_those_of_the_whole(monkeypatch, k: int) -> None:
 def test_rows_over_the_moments_are_those_of_a_solver(monkeypatch, wide: int) -> None:
     monkeypatch.setattr(feedback, "WIDE", wide)
     H, rows = moments(19), np.random.default_rng(3).standard_normal((4, 19))
-    feedback_ = factor(H.copy())
-    found = solved(feedback_.pass_on, feedback_.cost, rows)
+    found = solved(factor(H.copy()), rows)
     np.testing.assert_allclose(found, np.linalg.solve(H, rows.T).T, rtol=1e-8, atol=1e-10)
 
 

@@ -19,7 +19,7 @@ from unspool.encode.survivors import RowMetric
 from unspool.errors import WeightError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float64
+    from jaxtyping import Float64
 
 BLOCK = 256
 """Columns of the blocks that matrices are factored and inverted in: numpy's own for one block,
@@ -57,18 +57,13 @@ def factor(moments: Float64[np.ndarray, "k k"], *, threads: int | None = None) -
     return Feedback(pass_on=pass_on, cost=size * size)
 
 
-def solved(
-    pass_on: Float[np.ndarray, "k k"],
-    cost: Float64[np.ndarray, "k"],
-    rows: Float[np.ndarray, "n k"],
-) -> Float[np.ndarray, "n k"]:
-    """rows H^-1 = rows (I - N)^T D^-1 (I - N), with the triangles' zeros left out, in the type of
-    the rows. What float32 rounds away of it costs little: it is small in e H e."""
-    N, k = pass_on, len(cost)
+def solved(feedback: Feedback, rows: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, "n k"]:
+    """rows H^-1 = rows (I - N)^T D^-1 (I - N), with the triangles' zeros left out."""
+    N, k = feedback.pass_on, len(feedback.cost)
     half, whole = np.empty_like(rows), np.empty_like(rows)
     for here in slices(k, WIDE):
         after = slice(here.start, k)
-        half[:, here] = (rows[:, here] - rows[:, after] @ N[here, after].T) / cost[here]
+        half[:, here] = (rows[:, here] - rows[:, after] @ N[here, after].T) / feedback.cost[here]
     for here in slices(k, WIDE):
         before = slice(0, here.stop)
         whole[:, here] = half[:, here] - half[:, before] @ N[before, here]

@@ -117,15 +117,11 @@ def encode_calibrated(
         return met.astype(np.float32), factor(met, threads=threads)
 
     target, (met, feedback) = weight, factored(moments.inputs)
-    pass_on = feedback.pass_on.astype(np.float32)
     if moments.drift is not None:
-        target = wanted(
-            weight, moments.drift, pass_on, feedback.cost, fmt.rotation, threads=threads
-        )
+        target = wanted(weight, moments.drift, feedback, fmt.rotation, threads=threads)
     if moments.weighed is not None:
         met, feedback = factored(moments.weighed)
-        pass_on = feedback.pass_on.astype(np.float32)
-    heard, unit = _heard(fmt, feedback, pass_on, met), unit_of(target, fmt, where)
+    heard, unit = _heard(fmt, feedback, met), unit_of(target, fmt, where)
     tensor = None
     if fmt.scale.tensor:
         largest = max(float(wanted_scale(s, fmt).max()) for s in strips_of(target, fmt, unit))
@@ -147,7 +143,7 @@ def encode_calibrated(
     return matrix_of(parts, fmt, (n, k), tensor, unit)
 
 
-def _heard(fmt: Format, feedback: Feedback, pass_on: np.ndarray, moments: np.ndarray) -> Heard:
+def _heard(fmt: Format, feedback: Feedback, moments: np.ndarray) -> Heard:
     code, k = fmt.code, len(feedback.cost)
     trellis = code.sigma is not None and not code.program.parameters
     step, inside = code.tile[1] if trellis else 1, None
@@ -159,7 +155,7 @@ def _heard(fmt: Format, feedback: Feedback, pass_on: np.ndarray, moments: np.nda
         inside = np.stack([spread(feedback, at, step) for at in places]).astype(np.float32)
     return Heard(
         feedback=feedback,
-        pass_on=pass_on,
+        pass_on=feedback.pass_on.astype(np.float32),
         inside=inside,
         rows=rows,
         moments=moments,

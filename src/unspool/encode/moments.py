@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unspool.encode.blas import in_threads, slices
-from unspool.encode.feedback import solved
+from unspool.encode.feedback import Feedback, solved
 from unspool.encode.rotate import rotate_twin, signs
 from unspool.errors import WeightError
 from unspool.spec.rotation import Rotation
@@ -75,8 +75,7 @@ def damped(inputs: Float64[np.ndarray, "k k"], damping: float) -> Float64[np.nda
 def wanted(
     weight: Float32[np.ndarray, "n k"],
     drift: Float64[np.ndarray, "n k"],
-    pass_on: Float32[np.ndarray, "columns columns"],
-    cost: Float64[np.ndarray, "columns"],
+    feedback: Feedback,
     rotation: Rotation,
     *,
     threads: int | None = None,
@@ -84,17 +83,16 @@ def wanted(
     """The weight whose outputs on the drifted inputs come nearest to the ones wanted.
 
     W + drift (H + damping)^-1, the least-squares solution (GPTAQ, Li et al. 2025; Qronos, Zhang et
-    al. 2025): errors around it cost what errors around W cost without drift. `pass_on` and `cost`
-    are the feedback of the inputs' damped moments, padded and rotated: the inverse is in it.
+    al. 2025): errors around it cost what errors around W cost without drift. `feedback` is that of
+    the inputs' damped moments, padded and rotated: the inverse is at hand in it.
     """
-    (n, k), columns = weight.shape, len(cost)
+    (n, k), columns = weight.shape, len(feedback.cost)
     turn, flips = _basis(rotation), _flips(rotation, columns)
     out = np.empty((n, k), np.float32)
 
     def rows(here: slice) -> None:
         padded = np.pad(drift[here], ((0, 0), (0, columns - k)))
-        asked = _turned(padded * flips, turn).astype(np.float32)
-        moved = solved(pass_on, cost, asked)
+        moved = solved(feedback, _turned(padded * flips, turn))
         out[here] = weight[here] + (_turned(moved, turn) * flips)[:, :k]
 
     in_threads(rows, slices(n, ROWS), threads)
