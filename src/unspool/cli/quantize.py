@@ -13,7 +13,7 @@ from unspool import __version__
 from unspool.cli import launch
 from unspool.cli.bundled import ModelPath, resolve
 from unspool.cli.inputs import byte_size, calibration_windows, model_files, parse_name
-from unspool.cli.quantize_checks import check_together, how_made
+from unspool.cli.quantize_checks import check_together, how_calibrated, how_made
 from unspool.cli.quantize_options import (
     TOKENS,
     Bits,
@@ -88,27 +88,22 @@ def quantize(
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
     found["calibration_tokens"] = tokens = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
-    weighing: dict[str, Any] = {
-        "importance": importance,
-        "calibration_dtype": calibration_dtype.value,
-        "tune_blocks": tune_blocks,
-    }
-    effort = {"passes": passes, "threads": launch.threads_each(threads), **weighing}
+    calibrating = how_calibrated(calibration_dtype, importance, tune_blocks)
+    effort = {"passes": passes, "threads": launch.threads_each(threads), **calibrating}
     made = how_made(tokens, importance, tune, tune_blocks)
     saving = {"overwrite": overwrite, "max_shard_bytes": limit, "made": made}
+    by_block = streamed(work, windows, tune, head)
     if place is None:
-        found |= plan(source, body, selection)
-        by_block = streamed(work, windows, tune, head)
-        found["estimate"] = foretold(source, body, selection, windows, effort, by_block)
-    elif streamed(work, windows, tune, head):
-        settings = {**selection, "passes": passes, **weighing}
-        journal = partial(open_journal, work, resume, source, body, windows, settings)
+        found |= foretold(source, body, selection, windows, effort, by_block)
+    elif by_block:
+        asked = {**selection, "passes": passes, **calibrating}
+        journal = partial(open_journal, work, resume, source, body, windows, asked)
         more = {**effort, "windows": windows, "journal": journal}
         found |= stream(source, place, body, selection, more, saving, quiet)
     else:
-        effort["calibration"] = windows
+        effort |= {"calibration": windows}
         found |= write(source, place, body, selection, effort, saving, quiet, tune)
-    found |= {"out": place, **weighing, "seconds": time.perf_counter() - start}
+    found |= {"out": place, **calibrating, "seconds": time.perf_counter() - start}
     print_json(found) if json else _show(found)
 
 
@@ -180,7 +175,7 @@ def foretold(
     effort: dict[str, Any],
     by_block: bool,
 ) -> dict[str, Any]:
-    """Seconds and bytes of memory, from rates measured now (`model.estimate`)."""
+    """The plan, with seconds and bytes of memory from rates measured now (`model.estimate`)."""
     from unspool.model import selection as select
     from unspool.model.estimate import estimate
     from unspool.model.load import empty_model, locate
@@ -188,7 +183,8 @@ def foretold(
     model = empty_model(source)
     chosen = select.plan(model, fmt, **selection)
     given = {name: value for name, value in effort.items() if value is not None}
-    return estimate(locate(source), model, chosen, windows, streamed=by_block, **given).to_json()
+    found = estimate(locate(source), model, chosen, windows, streamed=by_block, **given)
+    return {**plan(source, fmt, selection), "estimate": found.to_json()}
 
 
 def write(

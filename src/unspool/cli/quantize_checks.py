@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from unspool.cli import launch
+from unspool.cli.quantize_options import PassType
 from unspool.errors import CheckpointError
 
 
@@ -41,3 +43,12 @@ def how_made(tokens: int, importance: bool, tune: int, tune_blocks: int) -> str:
     blocks = f"; scales of each block tuned in {tune_blocks} steps" if tune_blocks else ""
     tuned = f"; scales and norms tuned in {tune} steps" if tune else ""
     return f"Calibrated on {tokens:,} tokens of a text{weighed}{blocks}{tuned}." if tokens else ""
+
+
+def how_calibrated(dtype: PassType, importance: bool, tune_blocks: int) -> dict[str, Any]:
+    """Those of the options that calibration has beside its text, as a run's settings name them."""
+    return {
+        "importance": importance,
+        "calibration_dtype": dtype.value,
+        "tune_blocks": tune_blocks,
+    }

@@ -115,13 +115,9 @@ def quantize(
     layers: tuple[LayerReport, ...] = ()
     if calibration is not None:
         steps = Plan(
-            formats=chosen,
-            how=how or Calibration(passes=passes),
-            threads=threads,
-            importance=importance,
-            dtype=calibration_dtype,
-            tune=tune_blocks,
-        )
+            formats=chosen, how=how or Calibration(passes=passes), threads=threads,
+            importance=importance, dtype=calibration_dtype, tune=tune_blocks,
+        )  # fmt: skip
         layers = apply_calibrated(model, steps, calibration, told)
         chosen = {name: fmt for name, fmt in chosen.items() if name not in told.names}
     layers += apply(model, chosen, told, passes=passes, threads=threads)
