@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -80,8 +81,7 @@ def quantize(
 ) -> None:
     """Quantize a model's linear layers and write a checkpoint."""
     body, limit = chosen_format(format, bits, plan_file), byte_size(shard_size, "--shard-size")
-    head = None if head is None else parse_name(head)
-    source, start = resolve(path), time.perf_counter()
+    source, head, start = resolve(path), head and parse_name(head), time.perf_counter()
     check_together(calibration, importance, tune, tune_blocks, work, resume, head, dry_run)
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
@@ -98,10 +98,9 @@ def quantize(
     elif by_block:
         asked = {**selection, "passes": passes, **calibrating}
         journal = partial(open_journal, work, resume, source, body, windows, asked)
-        more = {**effort, "windows": windows, "journal": journal}
-        found |= stream(source, place, body, selection, more, saving, quiet)
+        found |= stream(source, place, body, selection, effort, windows, journal, saving, quiet)
     else:
-        effort |= {"calibration": windows}
+        effort["calibration"] = windows
         found |= write(source, place, body, selection, effort, saving, quiet, tune)
     found |= {"out": place, **calibrating, "seconds": time.perf_counter() - start}
     print_json(found) if json else _show(found)
@@ -228,6 +227,8 @@ def stream(
     fmt: Format | Mixed,
     selection: dict[str, Any],
     effort: dict[str, Any],
+    windows: torch.Tensor | None,
+    open_journal: Callable[[], Journal | None],
     saving: dict[str, Any],
     quiet: bool,
 ) -> dict[str, Any]:
@@ -253,9 +254,9 @@ def stream(
     together = joined() if launch.several() else nullcontext(ALONE)
     with together as processes, progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
         processes.told(lambda: check_room(folder, planned["model_bytes"]))
-        journal = processes.agreed(lambda: effort["journal"]() if processes.first else None)
+        journal = processes.agreed(lambda: open_journal() if processes.first else None)
         done = quantize_folder(
-            locate(source), folder, steps, windows=effort["windows"], journal=journal,
+            locate(source), folder, steps, windows=windows, journal=journal,
             progress=advance, processes=processes, **saving,
         )  # fmt: skip
     errors = {outcome.name: outcome.relative_error for outcome in done}
