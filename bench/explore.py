@@ -31,7 +31,7 @@ RUNS: tuple[tuple[float, str, str, float, dict[str, int]], ...] = (
     (1, "e2m1", "sm120", 3, {}),
     (2, "int8", "avx512", 4, {}),
     (2, "e2m3", "avx512", 4, {}),
-    (3, "int8", "avx512", 4, {}),
+    (3, "int8", "avx512", 5, {}),
     (3, "e2m3", "avx512", 4, {}),
 )
 

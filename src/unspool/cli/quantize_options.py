@@ -56,7 +56,7 @@ CalibrationType = Annotated[
     typer.Option(
         "--calibration-dtype",
         help="What linear layers and attention multiply in while the text walks through the model: "
-        "bfloat16 takes half the time on processors that have it (AVX512_BF16, AMX).",
+        "bfloat16 takes half the time with AVX512_BF16.",
     ),
 ]
 Importance = Annotated[

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 BLOCK = 256
 """Columns of the blocks that matrices are factored and inverted in: numpy's own for one block,
-products for all others. At k = 8192, two threads, 3.1 and 2.7 s where numpy's Cholesky and an
-inverse by halves took 5.3 and 8.0."""
+products for all others. Of the seven layers of a block of Llama-3.2-1B's shape, two threads, 4.1
+and 3.3 s where numpy's Cholesky and an inverse by halves took 6.6 and 10.2."""
 
 WIDE = 1024
 """Columns of the products with whole triangles."""

@@ -39,11 +39,6 @@ class Moments:
     drift: Float64[np.ndarray, "n k"] | None = None
     weighed: Float64[np.ndarray, "k k"] | None = None
 
-    @property
-    def costs(self) -> Float64[np.ndarray, "k k"]:
-        """What an error of a row costs."""
-        return self.inputs if self.weighed is None else self.weighed
-
 
 def checked(moments: Moments, n: int, k: int, where: str) -> Moments:
     """The moments; raises WeightError unless they are finite and fit a weight [n, k]."""

@@ -32,7 +32,7 @@ from unspool.matmul.reference import decode
 from unspool.model.blocks import Blocks
 from unspool.model.importance import NOTHING, Importance, Kept, gradients
 from unspool.model.processes import ALONE, Processes
-from unspool.model.sums import BLOCK, Streams, Sums, chunks, gather
+from unspool.model.sums import BLOCK, Streams, Sums, chunks, gather, own
 from unspool.model.taps import Each, Parts, Taps, first_call, in_float32, run_block, shared
 from unspool.model.tune_block import tune_block
 from unspool.pack.matrix import CodedMatrix
@@ -72,17 +72,12 @@ def both_streams(
     dtype: torch.dtype = torch.float32,
 ) -> Streams:
     """Both streams before the first block, for windows of token ids `[count, tokens]`."""
-    mine = _mine(len(windows), processes)
+    mine = own(len(windows), processes)
     hidden = [first_call(model, block, windows[place])[0].float() for place in mine]
     call = replace(in_float32(first_call(model, block, windows[0])[1]), dtype=dtype)
     return Streams(
         original=hidden, quantized=list(hidden), call=call, count=len(windows), processes=processes
     )
-
-
-def _mine(windows: int, processes: Processes) -> list[int]:
-    divided = chunks(windows, processes.count)
-    return [place for owner, part in divided if owner == processes.rank for place in part]
 
 
 def weigh(
@@ -102,7 +97,7 @@ def weigh(
         found = gradients(
             model, blocks, windows, parts, each, kept=kept, processes=streams.processes
         )
-    streams.importance = Importance.of(found, _mine(len(windows), streams.processes))
+    streams.importance = Importance.of(found, own(len(windows), streams.processes))
 
 
 def calibrate_block(

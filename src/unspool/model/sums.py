@@ -71,6 +71,12 @@ def chunks(windows: int, processes: int) -> list[tuple[int, range]]:
     return [(owners[chunk], range(*begins[chunk : chunk + 2])) for chunk in range(CHUNKS)]
 
 
+def own(windows: int, processes: Processes) -> list[int]:
+    """The places of a process's own windows among those of all."""
+    divided = chunks(windows, processes.count)
+    return [place for owner, part in divided if owner == processes.rank for place in part]
+
+
 @dataclass(kw_only=True)
 class Sums:
     """Sums over windows; None where there is nothing to sum.

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from unspool.model.gains import Gains, with_gains
-from unspool.model.sums import Streams, chunks
+from unspool.model.sums import Streams, own
 from unspool.model.taps import Each, block_output
 from unspool.pack.matrix import CodedMatrix
 
@@ -97,12 +97,7 @@ def _gradients(
 ) -> list[tuple[float, tuple[torch.Tensor, ...]]]:
     """(error, gradients) of those windows of all processes, each made where the window is."""
     processes = streams.processes
-    mine = [
-        place
-        for owner, part in chunks(streams.count, processes.count)
-        if owner == processes.rank
-        for place in part
-    ]
+    mine = own(streams.count, processes)
 
     def window(place: int) -> tuple[float, tuple[torch.Tensor, ...]]:
         here = mine.index(place)
@@ -113,7 +108,7 @@ def _gradients(
             gradients = torch.autograd.grad(error, list(moving))
         return float(error.detach()), gradients
 
-    own = [place for place in places if place in mine]
-    found = dict(zip(own, each(lambda i: window(own[i]), range(len(own))), strict=True))
+    asked = [place for place in places if place in mine]
+    found = dict(zip(asked, each(lambda i: window(asked[i]), range(len(asked))), strict=True))
     everyone = processes.merged(found)
     return [everyone[place] for place in places]
