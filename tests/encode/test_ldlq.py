@@ -13,6 +13,7 @@ from unspool.errors import WeightError
 from unspool.matmul.reference import decode
 from unspool.pack.matrix import check_arrays
 from unspool.spec.catalog import parse
+from unspool.spec.rotation import Rotation
 
 ONE_SCALE = Calibration(stretches=(1.0,))
 FORMATS = ("t2-e2m1", "t1.5-e2m1", "t3-e2m3:b128-fp16", "v1.5-e2m1", "s3-e4m3", "nvfp4", "mxfp4",
@@ -100,3 +101,11 @@ def test_moments_that_do_not_fit_are_refused() -> None:
     broken = Moments(inputs=np.full((256, 256), np.nan))
     with pytest.raises(WeightError, match="not finite"):
         encode_calibrated(weight(), parse("nvfp4"), broken)
+
+
+@pytest.mark.parametrize("rotation", ["raw", "h128"])
+def test_moments_in_float32_are_turned_in_float64(rotation: str) -> None:
+    met = moments().inputs
+    exact, rounded = (turned(m, Rotation.parse(rotation), 256) for m in (met, np.float32(met)))
+    assert exact.dtype == rounded.dtype == np.float64
+    np.testing.assert_allclose(rounded, exact, rtol=1e-4, atol=1e-4 * np.abs(exact).max())

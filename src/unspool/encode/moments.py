@@ -14,7 +14,7 @@ from unspool.errors import WeightError
 from unspool.spec.rotation import Rotation
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Float64
+    from jaxtyping import Float, Float32, Float64
 
 DAMPING = 0.01
 """Added to the moments' diagonal, as a share of its mean: what GPTQ and QuIP use. On the bundled
@@ -35,9 +35,9 @@ class Moments:
             cost alike. It says where errors are made; what is wanted, the other two
     """
 
-    inputs: Float64[np.ndarray, "k k"]
-    drift: Float64[np.ndarray, "n k"] | None = None
-    weighed: Float64[np.ndarray, "k k"] | None = None
+    inputs: Float[np.ndarray, "k k"]
+    drift: Float[np.ndarray, "n k"] | None = None
+    weighed: Float[np.ndarray, "k k"] | None = None
 
 
 def checked(moments: Moments, n: int, k: int, where: str) -> Moments:
@@ -105,10 +105,10 @@ def turned(
     spare = columns - len(inputs)
     padded = np.pad(inputs, ((0, spare), (0, spare))) if spare else inputs
     if not rotation.input_size:
-        return padded if spare else inputs.copy()
+        return padded.astype(np.float64)
     turn, flips = _basis(rotation), _flips(rotation, columns)
 
-    once, both = np.empty_like(padded), np.empty_like(padded)
+    once, both = (np.empty((columns, columns)) for _ in range(2))  # float64, whatever sums are
     for before, after in ((padded, once), (once, both)):
 
         def rows(here: slice, before: np.ndarray = before, after: np.ndarray = after) -> None:
@@ -134,5 +134,5 @@ def _flips(rotation: Rotation, columns: int) -> np.ndarray:
 def _turned(rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Every block of a row through the matrix of a block."""
     if len(basis) == 1:
-        return rows
+        return rows.astype(np.float64)
     return (rows.reshape(len(rows), -1, len(basis)) @ basis).reshape(rows.shape)
