@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from unspool.decode.interpret import state_values, tabulate
-from unspool.decode.lower import lowerings
+from unspool.decode.lower import lowerings, operations
 from unspool.decode.lowering import reorder, run
 from unspool.decode.machine import MACHINES, Slot
 from unspool.errors import DeclarationError
 from unspool.explore.moves import changed, drawn
+from unspool.explore.score import estimated
 from unspool.explore.space import FIELDS, Genome, Space, Step
 from unspool.pack.proof import expected, rings, wrong
 from unspool.spec.operand import E2M1, E4M3, OPERANDS
@@ -55,6 +56,23 @@ def test_a_tail_adds_bits_of_a_register_to_every_field():
     assert (tabulate(tailed) == lanes).all()
 
 
+def test_a_fold_is_both_words_of_a_product_and_its_tail_reads_the_low_one():
+    folds = (Step("permute", 0, constant=0x1010), Step("fold", 1, constant=0x9E3779B1))
+    plain, tailed = (Space.of(2, E4M3).code(Genome(16, 4, folds, tail)) for tail in (None, (2, 5)))
+    window = np.arange(1 << 16, dtype=np.uint64)
+    product = (window << np.uint64(16) | window) * np.uint64(0x9E3779B1)
+    low, high = product & np.uint64(0xFFFFFFFF), product >> np.uint64(32)
+    at = np.array([0, 8, 16, 24], np.uint64)
+    lanes = (low ^ high)[:, None] >> at & np.uint64(0x9F)
+    assert (tabulate(plain) == lanes).all()
+    assert (tabulate(tailed) == lanes + (low[:, None] >> at & np.uint64(5))).all()
+
+
+def test_a_fold_is_one_instruction_and_a_mask():
+    folds = (Step("permute", 0, constant=0x1010), Step("fold", 1, constant=0x9E3779B1))
+    assert estimated(Space.of(2, E4M3).code(Genome(16, 4, folds)), MACHINES["sm90"]) == 0.75
+
+
 def test_a_thinned_bit_is_one_where_it_is_in_both():
     steps = (PRODUCT, Step("thin", 1, 0, constant=0xF0F0F0F0))
     product, thinned = (Space.of(1, E2M1).code(Genome(16, 8, steps[:n])) for n in (1, 2))
@@ -92,3 +110,22 @@ def test_a_space_without_codes_says_what_there_is(bits, operand):
 def test_nibbles_come_from_the_top_of_the_word():
     code = Space.of(2, E2M1).code(Genome(16, 4, (Step("multiply", 0, constant=1, addend=0),)))
     assert [offset for _, offset in code.program.outputs] == [16, 20, 24, 28]
+
+
+@pytest.mark.parametrize(("tail", "saved"), [(None, 0), ((1, 7), 1), ((2, 5), 2)])
+def test_what_steps_do_to_bytes_is_done_once_behind_their_gathering(tail, saved):
+    code = Space.of(4, E4M3).code(Genome(16, 2, (PRODUCT, Step("fold", 1, constant=77)), tail))
+    words = rings(code)
+    found = {each.name: each for each in lowerings(code, Slot(E4M3), MACHINES["sm90"])}
+    for each in found.values():
+        assert wrong(each, run(each, reorder(each, words)), expected(code, words, {})) == 0
+    early, late = (operations(found[name]).total() for name in ("steps", "late-steps"))
+    assert early - late == saved * code.steps // 2
+
+
+def test_a_sum_that_carries_into_the_next_byte_is_left_to_its_step():
+    carries = (PRODUCT, Step("add", 1, 1))
+    code = Space.of(4, E2M1).code(Genome(16, 2, carries))
+    words = rings(code)
+    for each in lowerings(code, Slot(E4M3), MACHINES["sm90"]):
+        assert wrong(each, run(each, reorder(each, words)), expected(code, words, {})) == 0

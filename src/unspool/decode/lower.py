@@ -7,12 +7,13 @@ Every way that gives exactly the code's values is written down; the choice is by
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 
 from unspool.decode.fields import Fields, convert, why_not_wider
 from unspool.decode.lower_plain import plain_fields
-from unspool.decode.lower_steps import masks_bytes, step_fields
+from unspool.decode.lower_steps import gathers, masks_bytes, step_fields
 from unspool.decode.lower_table import wide_fields
 from unspool.decode.lowering import Lowering, Tape
 from unspool.decode.machine import Machine, Slot
@@ -68,12 +69,18 @@ def lower(code: Code, slot: Slot, machine: Machine) -> Lowering:
 
 
 def operations(lowering: Lowering) -> Counter[str]:
-    """Instructions of a ring by operation; a multiplication and the sum behind it are one."""
+    """Instructions of a ring by operation.
+
+    A product and the sum behind it are one, and so are both words of a product (IMAD.WIDE).
+    """
     products = {i.result for i in lowering.instructions if i.op == "mul"}
+    factors = {i.arguments for i in lowering.instructions if i.op == "mul"}
     return Counter(
         i.op
         for i in lowering.instructions
-        if i.op != "level" and not (i.op == "add" and products & set(map(str, i.arguments)))
+        if i.op != "level"
+        and not (i.op == "add" and products & set(map(str, i.arguments)))
+        and not (i.op == "mul-high" and i.arguments in factors)
     )
 
 
@@ -106,9 +113,11 @@ def _steps(code: Code, slot: Slot, machine: Machine) -> Iterator[Lowering]:
         loads[parameter.name] = len(table), parameter.length
         rows = code.tile[0] if parameter.scope == "row" else 1
         shared = rows * parameter.length
-    for name, masked in (("steps", False), ("masked-steps", True))[: 2 if masks_bytes(code) else 1]:
+    masked, late = (False, True)[: 1 + bool(masks_bytes(code))], (False, True)[: 1 + gathers(code)]
+    for masks, waits in itertools.product(masked, late):
         tape = Tape()
-        fields = step_fields(tape, code, loads, masked=masked)
+        fields = step_fields(tape, code, loads, masked=masks, late=waits)
+        name = "masked-" * masks + "late-" * waits + "steps"
         for made in _converted(code, tape, fields, slot, machine):
             yield _lowering(code, slot, name, tape, made, table=tuple(table), shared=shared)
 

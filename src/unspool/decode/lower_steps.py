@@ -5,7 +5,8 @@
 Windows that start at a byte are cut by one byte permute, and a program that begins by permuting
 the bytes of its window permutes the stored words instead. Where it then keeps the same bits of
 every byte, it can as well permute words of which nothing else is left: one `and` for all steps that
-read a word (`masked`).
+read a word (`masked`). Where a register of fields is gathered from several steps, what these do to
+each byte alone can be done once, behind the gathering (`late`).
 """
 
 from __future__ import annotations
@@ -24,12 +25,20 @@ from unspool.spec.program import STATE, Instruction
 
 EVERY_BYTE = 0x01010101
 
+BYTEWISE = ("and", "or", "xor", "lop3", "add")
+"""What may be done to bytes before or behind a permute; `add` where no byte carries."""
+
 MOST_STATES = 1 << 20
 """Programs of more states are not run through to learn which bits they set."""
 
 
 def step_fields(
-    tape: Tape, code: Code, loads: Mapping[str, tuple[int, int]], *, masked: bool = False
+    tape: Tape,
+    code: Code,
+    loads: Mapping[str, tuple[int, int]],
+    *,
+    masked: bool = False,
+    late: bool = False,
 ) -> Fields:
     """Operands of a ring, decoded step by step. `loads`: first entry and length of tables."""
     lanes: list[tuple[str, int]] = []
@@ -40,7 +49,13 @@ def step_fields(
         for name, offset in code.program.outputs:
             lanes.append((registers[name], offset))
             ones[registers[name]] = _ones(code).get(name, FULL)
-    return _gather(tape, code, lanes, ones)
+    return _gather(tape, code, lanes, ones, late)
+
+
+def gathers(code: Code) -> bool:
+    """Whether a register of fields is filled by more than one step."""
+    width = next(width for width in (4, 8, 16) if width >= code.operand.bits)
+    return code.lanes * width < WORD_BITS
 
 
 def masks_bytes(code: Code) -> dict[str, tuple[int, int]]:
@@ -177,7 +192,7 @@ def confined(code: Code) -> bool:
 
 
 def _gather(
-    tape: Tape, code: Code, lanes: list[tuple[str, int]], ones: Mapping[str, int]
+    tape: Tape, code: Code, lanes: list[tuple[str, int]], ones: Mapping[str, int], late: bool
 ) -> Fields:
     """Lanes wherever they stand to fields of 4, 8 or 16 bits, in order."""
     operand, at, exponent = code.operand, tuple(range(code.operand.bits)), 0
@@ -188,7 +203,7 @@ def _gather(
     registers = []
     bits = sum(1 << bit for bit in at)
     for first in range(0, len(lanes), count):
-        registers.append(_gathered(tape, lanes[first : first + count], width, bits, ones))
+        registers.append(_gathered(tape, lanes[first : first + count], width, bits, ones, late))
     return Fields(
         operand=operand,
         width=width,
@@ -202,12 +217,17 @@ def _gather(
 
 
 def _gathered(
-    tape: Tape, lanes: list[tuple[str, int]], width: int, bits: int, ones: Mapping[str, int]
+    tape: Tape,
+    lanes: list[tuple[str, int]],
+    width: int,
+    bits: int,
+    ones: Mapping[str, int],
+    late: bool,
 ) -> str:
     """One register of fields: whole bytes by permutes, other bits by shifts and masks."""
     by_bytes = _byte_picks(lanes, width, bits)
     if by_bytes and all(ones.get(r, FULL) >> o & ((1 << width) - 1) & ~bits == 0 for r, o in lanes):
-        return _permuted(tape, by_bytes)
+        return _permuted(tape, by_bytes, late)
     masks: dict[tuple[str, int], int] = {}
     for place, (register, offset) in enumerate(lanes):
         key = register, (offset - place * width) % WORD_BITS
@@ -230,9 +250,12 @@ def _byte_picks(
     return picks or None
 
 
-def _permuted(tape: Tape, picks: list[tuple[str, int]]) -> str:
+def _permuted(tape: Tape, picks: list[tuple[str, int]], late: bool) -> str:
     """A register from any bytes: none where it is one as it is, else a permute for each further."""
     names = list(dict.fromkeys(name for name, _ in picks))
+    behind = _bytewise(tape, picks) if late and len(names) > 1 else ""
+    if behind:
+        return behind
     if len(names) == 1:
         selector = sum(byte << (4 * place) for place, (_, byte) in enumerate(picks))
         whole = selector == 0x3210
@@ -245,3 +268,28 @@ def _permuted(tape: Tape, picks: list[tuple[str, int]]) -> str:
             selector |= (byte + 4 if owner == name else old & 3) << (4 * place)
         result = tape("permute-bytes", result, name, selector)
     return result
+
+
+def _bytewise(tape: Tape, picks: list[tuple[str, int]]) -> str:
+    """What the same instruction left of several registers, from bytes of its arguments gathered
+    first; empty where it is not one of BYTEWISE."""
+    made = [each for name, _ in picks if (each := tape.made(name))]
+    op = made[0].op if made else ""
+    if op not in BYTEWISE or len(made) < len(picks) or any(each.op != op for each in made):
+        return ""
+    columns = list(zip(*(each.arguments for each in made), strict=True))
+    truth = columns.pop() if op == "lop3" else ()
+    if len(set(truth)) > 1 or (op == "add" and not all(map(tape.carries_no_byte, made))):
+        return ""
+    arguments: list[str | int] = []
+    for column in columns:
+        if all(isinstance(each, str) for each in column):
+            sources = [(str(each), byte) for each, (_, byte) in zip(column, picks, strict=True)]
+            arguments.append(_permuted(tape, sources, late=True))
+        elif all(isinstance(each, int) for each in column):
+            pairs = zip(column, picks, strict=True)
+            taken = [int(each) >> (8 * byte) & 0xFF for each, (_, byte) in pairs]
+            arguments.append(sum(byte << (8 * place) for place, byte in enumerate(taken)))
+        else:
+            return ""
+    return tape(op, *arguments, *truth[:1])

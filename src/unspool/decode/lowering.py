@@ -34,6 +34,9 @@ AND_OR = 0xEA
 AND_XOR = 0x6A
 FULL = 0xFFFFFFFF
 
+#: rows of a truth table where c is one, where it is zero
+WHERE_ONE, WHERE_ZERO = 0xAA, 0x55
+
 #: instruction -> operand whose two lowest fields it turns into two binary16 (PTX `cvt`, exact)
 CONVERSIONS: Mapping[str, Operand] = {
     "half2-of-e4m3": E4M3,
@@ -170,6 +173,27 @@ class Tape:
             else:
                 result = self.mask(turned, mask)
         return result
+
+    def made(self, register: str) -> Instruction | None:
+        """The instruction that wrote a register; None for a stored word."""
+        return self.instructions[int(register[1:])] if register.startswith("t") else None
+
+    def most(self, register: str | int) -> int:
+        """Bits that a register can have: of its mask, where it was made by one."""
+        if isinstance(register, int):
+            return register
+        made = self.made(register)
+        if made and made.op == "and":
+            return min(a if isinstance(a, int) else FULL for a in made.arguments)
+        if made and made.op == "lop3" and all(isinstance(a, int) for a in made.arguments[2:]):
+            mask, truth = (int(a) for a in made.arguments[2:])
+            return (mask if truth & WHERE_ONE else 0) | (~mask & FULL if truth & WHERE_ZERO else 0)
+        return FULL
+
+    def carries_no_byte(self, total: Instruction) -> bool:
+        """Whether no byte of a sum of two reaches the next."""
+        a, b = map(self.most, total.arguments)
+        return all((a >> at & 0xFF) + (b >> at & 0xFF) <= 0xFF for at in range(0, 32, 8))
 
     def _op(self, register: str) -> str:
         return self.instructions[int(register[1:])].op

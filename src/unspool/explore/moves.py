@@ -11,9 +11,12 @@ from unspool.decode.lower_steps import EVERY_BYTE
 from unspool.explore.space import TWO_SOURCES, Genome, Space, Step
 
 DRAWN: Mapping[str, float] = {
-    "multiply": 0.4, "permute": 0.2, "xor": 0.2, "add": 0.05, "shift": 0.1, "thin": 0.05,
+    "multiply": 0.25, "fold": 0.2, "permute": 0.25, "xor": 0.15, "add": 0.05, "shift": 0.05,
+    "thin": 0.05,
 }  # fmt: skip
 """How often each step is drawn."""
+
+PRODUCTS = ("multiply", "fold")
 
 TAILED = 0.3
 """Share of drawn genomes that have a tail, where the operand has room for one."""
@@ -23,12 +26,12 @@ WORD = 1 << 32
 
 
 def drawn(space: Space, random: np.random.Generator) -> Genome:
-    """A random genome: most have two or three steps, one of them a multiplication."""
+    """A random genome: most have two or three steps, one of them a product."""
     window, lanes = space.shapes[int(random.integers(len(space.shapes)))]
     count = int(min(MOST_STEPS, 1 + random.geometric(0.45)))
     steps = [_step(random, place, window) for place in range(count)]
     place = int(random.integers(count))
-    steps[place] = _step(random, place, window, "multiply")
+    steps[place] = _step(random, place, window, str(random.choice(PRODUCTS)))
     genome = Genome(window, lanes, tuple(steps))
     tailed = space.room and random.random() < TAILED
     return (_tailed(random, genome, space.room) if tailed else genome).pruned()
@@ -57,9 +60,9 @@ def _step(random: np.random.Generator, place: int, window: int, op: str | None =
 
 
 def _constants(random: np.random.Generator, op: str, window: int) -> tuple[int, int]:
-    if op == "multiply":
+    if op in PRODUCTS:
         constant, addend = (int(each) for each in random.integers(0, WORD, 2))
-        return constant | 1, addend
+        return constant | 1, addend if op == "multiply" else 0
     if op == "permute":
         places = random.integers(0, -(-window // 8), 4)
         return sum(int(place) << (4 * i) for i, place in enumerate(places)), 0
@@ -120,9 +123,9 @@ def _renumbered_tail(genome: Genome, first: int, by: int) -> tuple[int, int] | N
 def _changed_constant(random: np.random.Generator, step: Step, window: int) -> Step:
     """New constants, or a bit or two of the old ones turned."""
     constant, addend = _constants(random, step.op, window)
-    if step.op != "multiply" or random.random() < 0.3:
+    if step.op not in PRODUCTS or random.random() < 0.3:
         return replace(step, constant=constant, addend=addend)
     turned = sum({1 << int(bit) for bit in random.integers(1, 32, random.integers(1, 3))})
-    if random.random() < 0.5:
+    if step.op == "multiply" and random.random() < 0.5:
         return replace(step, addend=step.addend ^ turned)
     return replace(step, constant=step.constant ^ turned)

@@ -55,6 +55,7 @@ class Step:
     """One step of a machine instruction; `b` and the constants count where its operation has them.
 
     multiply    a * constant + addend
+    fold        low ^ high word of a * constant, 64 bits (IMAD.WIDE); a tail reads the low word
     permute     the bytes of a that the selector `constant` names
     shift       a >> constant
     xor, add    a ^ b, a + b
@@ -174,6 +175,15 @@ def _instructions(genome: Genome, fields: Fields) -> tuple[Instruction, ...]:
         if step.op == "multiply":
             made.append(Instruction(f"p{place}", "mul", (a, step.constant)))
             made.append(Instruction(result, "add", (f"p{place}", step.addend)))
+        elif step.op == "fold":
+            halves = f"p{place}", f"h{place}"
+            made.append(Instruction(halves[0], "mul", (a, step.constant)))
+            made.append(Instruction(halves[1], "mul-high", (a, step.constant)))
+            made.append(
+                Instruction(word, "lop3", (*halves, mask, XOR_AND))
+                if last and mask is not None
+                else Instruction(result, "xor", halves)
+            )
         elif step.op == "permute":
             made.append(Instruction(result, "permute-bytes", (a, 0, step.constant)))
         elif step.op == "shift":
@@ -188,7 +198,9 @@ def _instructions(genome: Genome, fields: Fields) -> tuple[Instruction, ...]:
         made.append(Instruction(word, "and", (_name(len(steps)), mask)))
     if genome.tail:
         register, added = genome.tail
-        made.append(Instruction("tail", "and", (_name(register), added * EVERY_BYTE)))
+        folded = register > 0 and steps[register - 1].op == "fold"
+        source = f"p{register}" if folded else _name(register)
+        made.append(Instruction("tail", "and", (source, added * EVERY_BYTE)))
         made.append(Instruction("word", "add", (word, "tail")))
     return tuple(made)
 
