@@ -73,7 +73,7 @@ def test_a_table_found_for_a_cpu_goes_through_a_model(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--operand", "int8"], "no codes"),
+        (["--operand", "e5m2"], "no codes"),
         (["--bits", "2.1"], "no codes"),
         (["--target", "avx512", "--operand", "e4m3"], "INT8, E2M3, E2M1"),
         (["--target", "avx512", "--bits", "2.1"], "no codes of this rate have a kernel"),

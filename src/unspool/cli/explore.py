@@ -25,15 +25,19 @@ COLUMNS = (
 BitsAsked = Annotated[float, typer.Option("--bits", "-b", help="Bits per weight.")]
 Operand = Annotated[
     str | None,
-    typer.Option(help="e4m3, e2m3 or e2m1; int8, e2m3 or e2m1 for avx512. [default: e4m3 or int8]"),
+    typer.Option(
+        help="e4m3, e2m3, e3m2, e2m1, int8 or fp16; int8, e2m3 or e2m1 for avx512. "
+        "[default: e4m3; int8]"
+    ),
 ]
-Target = Annotated[str, typer.Option(help="sm89, sm90, sm100 or sm120, or avx512.")]
+Target = Annotated[str, typer.Option(help="sm80, sm89, sm90, sm100 or sm120, or avx512.")]
 Memory = Annotated[
     int | None,
     typer.Option(
         min=1,
         max=16,
-        help="Bits that a step shares with the next. [default: 8 or 10; avx512: all there are]",
+        help="Bits that a step shares with the next; given, one weight a step is tried too. "
+        "[default: 8 or 10; avx512: all there are]",
     ),
 ]
 Minutes = Annotated[

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from unspool.explore.space import Genome, Step
+from unspool.explore.genome import End, Genome, Step
 from unspool.explore.tables import TableGenome
 from unspool.perf.strip_loop import StripShape
 
@@ -46,8 +46,8 @@ class Found:
 
 def _program(data: dict[str, Any]) -> Genome:
     steps = tuple(Step(**step) for step in data["steps"])
-    tail = tuple(data["tail"]) if data["tail"] else None
-    return Genome(data["window"], data["lanes"], steps, tail)
+    end = End(**data["end"]) if data["end"] else None
+    return Genome(data["window"], data["lanes"], steps, end)
 
 
 def _table(data: dict[str, Any]) -> TableGenome:

@@ -16,7 +16,8 @@ from unspool.decode.machine import machine
 from unspool.errors import DeclarationError
 from unspool.explore import moves, score
 from unspool.explore.front import Found
-from unspool.explore.space import Genome, Space
+from unspool.explore.genome import Genome
+from unspool.explore.space import Space
 from unspool.spec.code import Code
 
 NEAR, NEARER = 1.01, 1.0

@@ -69,11 +69,11 @@ def stretched(code: Code, factors: Sequence[float]) -> list[Code]:
 
 
 def slot_of(code: Code, machine: Machine) -> Slot:
-    """The narrowest float slot of a machine that holds a code's values.
+    """The narrowest float slot of a machine that holds a code's values; integers have their own.
 
     Raises DeclarationError where there is none.
     """
-    held = [s for s in slots(code, machine) if s.operand is not INT8]
+    held = [s for s in slots(code, machine) if (s.operand is INT8) == code.operand.integer]
     if not held:
         raise DeclarationError(
             f"{machine.name} has no matrix unit for these values", found=code.operand.name
