@@ -17,6 +17,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "BATCH", 8)
     for name in ("SCREEN", "RACE", "FINAL"):
         monkeypatch.setattr(score, name, 1024)
+    monkeypatch.setattr(score, "TRAINED", (1024, 1024, 1024))
     monkeypatch.setattr(score, "PUBLISHED", 1024)
 
 

@@ -10,8 +10,8 @@ from unspool.decode.lower import lowerings
 from unspool.decode.lowering import reorder, run
 from unspool.decode.machine import MACHINES, Slot
 from unspool.errors import DeclarationError
+from unspool.explore.genome import TAIL, End, Genome, Step
 from unspool.explore.moves import changed, drawn
-from unspool.explore.genome import HALVES, SUM, TAIL, End, Genome, Step
 from unspool.explore.programs import FIELDS
 from unspool.explore.space import Space
 from unspool.pack.proof import expected, rings, wrong
@@ -68,9 +68,7 @@ def test_a_thinned_bit_is_one_where_it_is_in_both():
 def test_bytes_are_masked_before_they_are_permuted_where_nothing_else_reads_them():
     tail = End(TAIL, 2, 6)
     alone = Genome(16, 4, (PRODUCT, Step("permute", 0, constant=0x0110), Step("add", 1, 1)), tail)
-    shared = Genome(
-        16, 4, (PRODUCT, Step("permute", 0, constant=0x0110), Step("xor", 1, 2)), tail
-    )
+    shared = Genome(16, 4, (PRODUCT, Step("permute", 0, constant=0x0110), Step("xor", 1, 2)), tail)
     names = []
     for genome in (alone, shared):
         code = Space.of(2, E4M3).code(genome)

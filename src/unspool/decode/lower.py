@@ -16,6 +16,7 @@ from unspool.decode.lower_steps import masks_bytes, step_fields
 from unspool.decode.lower_table import wide_fields
 from unspool.decode.lowering import Lowering, Tape
 from unspool.decode.machine import Machine, Slot
+from unspool.decode.sign_plane import sign_plane, stored_bits
 from unspool.decode.values import exponent_for
 from unspool.errors import DeclarationError
 from unspool.spec.code import TABULATED_BITS, Code
@@ -106,11 +107,17 @@ def _steps(code: Code, slot: Slot, machine: Machine) -> Iterator[Lowering]:
         loads[parameter.name] = len(table), parameter.length
         rows = code.tile[0] if parameter.scope == "row" else 1
         shared = rows * parameter.length
-    for name, masked in (("steps", False), ("masked-steps", True))[: 2 if masks_bytes(code) else 1]:
-        tape = Tape()
-        fields = step_fields(tape, code, loads, masked=masked)
-        for made in _converted(code, tape, fields, slot, machine):
-            yield _lowering(code, slot, name, tape, made, table=tuple(table), shared=shared)
+    signs = sign_plane(code)
+    for masked in (False, True) if masks_bytes(code) else (False,):
+        for plane in (None, signs) if signs else (None,):
+            tape = Tape()
+            fields = step_fields(tape, code, loads, masked=masked, signs=plane)
+            name = ("masked-" if masked else "") + "steps" + ("-and-signs" if plane else "")
+            bits = stored_bits(code, plane) if plane else None
+            for made in _converted(code, tape, fields, slot, machine):
+                yield _lowering(
+                    code, slot, name, tape, made, bits=bits, table=tuple(table), shared=shared
+                )
 
 
 def _converted(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 TWO_SOURCES = ("xor", "add", "difference", "thin")
 EITHER_ORDER = ("xor", "add")
 
-TAIL, HALVES, SUM = "tail", "halves", "sum"
+TAIL, HALVES, SUM, LEVELS, TABLE = "tail", "halves", "sum", "levels", "table"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Book:
+    """The entries that an end looks up: quantiles of a Gaussian in an order that `start` draws,
+    until training makes `operands` of them, `each` to an entry."""
+
+    start: int
+    #: bits of an entry's number
+    index: int
+    each: int = 1
+    operands: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class End:
     """What becomes of the last register, the top, and of another one that it is brought with.
 
@@ -50,21 +62,29 @@ class End:
     halves    two binary16 of the top plus two of the register, each of four binades; with one
               weight a step the top's halves together
     sum       the sum of the top's four bytes, and with two weights a step of the register's
+    levels    bytes of the book that the top's nibbles number, from bit `bits` on: all of a nibble
+              16 of them, its lower three bits 8, and other bits of the top are the signs
+    table     entries of the book that some of the top's bits number, of one or more weights each
     """
 
     op: str
     register: int = 0
     bits: int = 0
+    book: Book | None = None
 
 
 @dataclass(frozen=True)
 class Genome:
-    """A program: the window's bits, weights per step, the steps, and the end."""
+    """A program: the window's bits, weights per step, the steps, and the end.
+
+    signs: a second plane has a plain bit for every weight, which turns its sign.
+    """
 
     window: int
     lanes: int
     steps: tuple[Step, ...]
     end: End | None = None
+    signs: bool = False
 
     def pruned(self) -> Genome:
         """Without steps that the word does not depend on, sources of sums in order."""

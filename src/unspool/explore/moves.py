@@ -8,9 +8,22 @@ from dataclasses import replace
 import numpy as np
 
 from unspool.decode.lower_steps import EVERY_BYTE
-from unspool.explore.genome import TAIL, TWO_SOURCES, End, Genome, Step
-from unspool.explore.programs import FIELDS, ends
+from unspool.explore.genome import (
+    HALVES,
+    LEVELS,
+    SUM,
+    TABLE,
+    TAIL,
+    TWO_SOURCES,
+    Book,
+    End,
+    Genome,
+    Step,
+)  # fmt: skip
+from unspool.explore.programs import FIELDS, SIGNED_INDEX, ends
 from unspool.explore.space import Space
+from unspool.spec.code import WORD_BITS
+from unspool.spec.operand import E4M3
 
 DRAWN: Mapping[str, float] = {
     "multiply": 0.4, "permute": 0.2, "xor": 0.2, "add": 0.05, "shift": 0.1, "thin": 0.05,
@@ -25,18 +38,32 @@ DRAWN_INTEGERS: Mapping[str, float] = {
 DIFFERENCES = tuple(bits * EVERY_BYTE for bits in (0x7F, 0x3F, 0x1F))
 """Bits of every byte that a difference is of."""
 
+DRAWN_ENDS: Mapping[str, float] = {TAIL: 4, HALVES: 4, SUM: 3, LEVELS: 2, TABLE: 3}
+"""How often each end is drawn, of those that an operand has."""
+
+SIGNED = 0.15
+"""Share of drawn genomes beside a plane of signs, at rates that have such."""
+
+FROM = (0, 16)
+"""Bits of the top from which on nibbles are cut: the upper ones of a product mix more."""
+
+MOST_INDEX, MOST_LOOK_UPS = 12, 4
+"""4,096 entries are 16 KiB of shared memory, which stages of codes need as well."""
+
 MOST_STEPS = 6
 WORD = 1 << 32
 
 
 def drawn(space: Space, random: np.random.Generator) -> Genome:
     """A random genome: most have two or three steps, one of them a multiplication."""
-    window, lanes = space.shapes[int(random.integers(len(space.shapes)))]
+    signs = bool(space.signed) and random.random() < SIGNED
+    shapes = space.signed if signs else space.shapes
+    window, lanes = shapes[int(random.integers(len(shapes)))]
     count = int(min(MOST_STEPS, 1 + random.geometric(0.45)))
     steps = [_step(space, random, place, window) for place in range(count)]
     place = int(random.integers(count))
     steps[place] = _step(space, random, place, window, "multiply")
-    genome = Genome(window, lanes, tuple(steps))
+    genome = Genome(window, lanes, tuple(steps), signs=signs)
     able = ends(space.operand, lanes)
     ended = able and random.random() < FIELDS[space.operand].ended
     return (_ended(space, random, genome) if ended else genome).pruned()
@@ -51,12 +78,33 @@ def changed(space: Space, random: np.random.Generator, genome: Genome) -> Genome
 
 def _ended(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
     """The genome with another end: which, of what register, and of a tail which bits."""
-    able, register = ends(space.operand, genome.lanes), 0
-    op = able[int(random.integers(len(able)))] if len(able) > 1 else able[0]
-    if op == TAIL or genome.lanes > 1:
+    able, register, bits = ends(space.operand, genome.lanes), 0, 0
+    often = np.array([DRAWN_ENDS[op] for op in able])
+    op = str(random.choice(able, p=often / often.sum())) if len(able) > 1 else able[0]
+    if op == TAIL or (op in (HALVES, SUM) and genome.lanes > 1):
         register = int(random.integers(len(genome.steps) + 1))
-    bits = int(random.integers(1, FIELDS[space.operand].room + 1)) if op == TAIL else 0
-    return replace(genome, end=End(op, register, bits))
+    if op == TAIL:
+        bits = int(random.integers(1, FIELDS[space.operand].room + 1))
+    if op == LEVELS:
+        bits = FROM[int(random.integers(len(FROM)))]
+    book = _book(space, random, genome, op) if op in (LEVELS, TABLE) else None
+    return replace(genome, end=End(op, register, bits, book))
+
+
+def _book(space: Space, random: np.random.Generator, genome: Genome, op: str) -> Book:
+    """A book to train: how many entries, and of how many weights. Signs turn one word alone."""
+    start, operand, lanes = int(random.integers(1 << 31)), space.operand, genome.lanes
+    if op == LEVELS:
+        eight = operand is E4M3 and random.random() < 0.5
+        return Book(start, SIGNED_INDEX if eight else SIGNED_INDEX + 1)
+    able = [
+        each for each in (1, 2, 4)
+        if lanes % each == 0 and each * FIELDS[operand].width <= WORD_BITS
+        and lanes // each <= (1 if genome.signs else MOST_LOOK_UPS)
+    ]  # fmt: skip
+    each = able[int(random.integers(len(able)))]
+    most = min(MOST_INDEX, WORD_BITS // (lanes // each))
+    return Book(start, int(random.integers(most - 2, most + 1)), each)
 
 
 def _step(

@@ -3,10 +3,10 @@
     word     the last register without the bits that its fields must not have, or what the end
              makes of it
     lanes    fields of the word from the top down: nibbles are E2M1, bytes E2M3, E3M2, E4M3 or
-             INT8, halves FP16
+             INT8, halves FP16; or of entries of a table from the bottom up
 
 Every program is total: fields that are masked so are never NaN or infinite, nor are sums of two
-halves below 2, or of four bytes.
+halves below 2, or of four bytes, nor what a book holds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from unspool.decode.fields import pack
 from unspool.decode.lower_steps import EVERY_BYTE
-from unspool.decode.lowering import AND_XOR
-from unspool.explore.genome import HALVES, SUM, TAIL, Genome, Step
+from unspool.decode.lowering import AND_OR, AND_XOR
+from unspool.explore.books import quantiles
+from unspool.explore.genome import HALVES, LEVELS, SUM, TABLE, TAIL, Book, Genome, Step
 from unspool.spec.catalog.multiply import E2M3_MASK, E4M3_MASK, XOR_AND
 from unspool.spec.code import WORD_BITS
 from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, FP16, INT8, Operand
-from unspool.spec.program import STATE, Instruction, Program
+from unspool.spec.program import STATE, Instruction, Program, Table
 
 THIN = 0xE0
 """lop3 truth table of a & (b | c)."""
@@ -59,16 +61,32 @@ class Fields:
 
 
 FIELDS: Mapping[Operand, Fields] = {
-    E2M1: Fields(width=4),
-    E2M3: Fields(width=8, mask=E2M3_MASK),
-    E3M2: Fields(width=8, mask=E3M2_MASK, room=8, ends=(TAIL,)),
-    E4M3: Fields(width=8, mask=E4M3_MASK, room=8, ends=(TAIL,)),
-    INT8: Fields(width=8, ends=(SUM,)),
-    FP16: Fields(width=16, mask=HALVES_MASK, room=0x400, ends=(TAIL, HALVES, SUM), ended=0.8),
+    E2M1: Fields(width=4, ends=(TABLE,), ended=0.15),
+    E2M3: Fields(width=8, mask=E2M3_MASK, ends=(LEVELS, TABLE)),
+    E3M2: Fields(width=8, mask=E3M2_MASK, room=8, ends=(TAIL, LEVELS, TABLE), ended=0.5),
+    E4M3: Fields(width=8, mask=E4M3_MASK, room=8, ends=(TAIL, LEVELS, TABLE), ended=0.5),
+    INT8: Fields(width=8, ends=(SUM, LEVELS, TABLE), ended=0.5),
+    FP16: Fields(
+        width=16, mask=HALVES_MASK, room=0x400, ends=(TAIL, HALVES, SUM, TABLE), ended=0.8
+    ),
 }
 
 MOST_SUMS = 2
 """Weights a step of which each is the sum of a register of its own."""
+
+
+SIGNED_INDEX = 3
+"""Bits of a number of eight magnitudes: the fourth bit of a nibble is left for signs."""
+
+NIBBLES, TOPS, PLACES = 0x7777, 0x4444, 0x3210
+"""Of the four nibbles that select bytes: the bits that number eight of them, the place of their
+fourth bit a bit lower, and each byte's own place."""
+
+
+def may_have_signs(operand: Operand, lanes: int) -> bool:
+    """Whether a plane of signs can be brought to so many fields: not to integers, whose sign is no
+    bit of its own, nor to eight nibbles."""
+    return not operand.integer and lanes <= FIELDS[operand].width + 1
 
 
 def ends(operand: Operand, lanes: int) -> tuple[str, ...]:
@@ -90,7 +108,32 @@ def program(genome: Genome, operand: Operand) -> Program:
         outputs = [("word", fields.width * lane) for lane in range(lanes)]
         if operand.integer:
             outputs = [(f"sum{lane}", 0) for lane in range(lanes)]
-    return Program(instructions=tuple(made), outputs=tuple(outputs))
+    tables: tuple[Table, ...] = ()
+    if genome.end and genome.end.op == TABLE:
+        outputs, tables = _table(genome, operand)
+    if genome.signs:
+        made = _signed(genome, operand, made, [first for _, first in outputs])
+    return Program(instructions=tuple(made), outputs=tuple(outputs), tables=tables)
+
+
+def book_of(genome: Genome) -> Book:
+    """The book of a genome that ends in one."""
+    assert genome.end is not None
+    assert genome.end.book is not None
+    return genome.end.book
+
+
+def operands(genome: Genome, operand: Operand) -> tuple[int, ...]:
+    """The operands of a genome's book: trained ones, or those that training starts from."""
+    book = book_of(genome)
+    signed = not signed_by_top(genome)
+    return book.operands or quantiles(operand, 1 << book.index, book.each, book.start, signed)
+
+
+def signed_by_top(genome: Genome) -> bool:
+    """Whether the entries are magnitudes, and the top has the signs."""
+    end = genome.end
+    return end is not None and end.op == LEVELS and book_of(genome).index == SIGNED_INDEX
 
 
 def _step(place: int, step: Step) -> list[Instruction]:
@@ -100,7 +143,9 @@ def _step(place: int, step: Step) -> list[Instruction]:
         product = Instruction(f"p{place}", "mul", (a, constant))
         return [product, Instruction(result, "add", (product.result, step.addend))]
     if step.op == "difference":
-        parts = [Instruction(f"{x}{place}", "and", (of, constant)) for x, of in (("a", a), ("b", b))]
+        parts = [
+            Instruction(f"{x}{place}", "and", (of, constant)) for x, of in (("a", a), ("b", b))
+        ]
         return [*parts, Instruction(result, "sub", (parts[0].result, parts[1].result))]
     if step.op == "permute":
         return [Instruction(result, "permute-bytes", (a, 0, constant))]
@@ -166,9 +211,94 @@ def _sum(genome: Genome, operand: Operand, made: list[Instruction]) -> list[Inst
     return [*made, Instruction("word", "half2-add", (both, centre))]
 
 
+def _levels(genome: Genome, operand: Operand, made: list[Instruction]) -> list[Instruction]:
+    """Eight bytes are two registers, of which a permute picks four; sixteen two such picks and a
+    choice between them by the fourth bit of a nibble."""
+    assert genome.end is not None
+    top, _ = _pair(genome)
+    numbers, made = top, list(made)
+    if genome.end.bits:
+        numbers = "numbers"
+        made.append(Instruction(numbers, "shr", (top, genome.end.bits)))
+    made.append(Instruction("picks", "and", (numbers, NIBBLES)))
+    entries = operands(genome, operand)
+    words = [pack(entries[first : first + 4]) for first in range(0, len(entries), 4)]
+    if signed_by_top(genome):
+        signs = 0x80 * EVERY_BYTE
+        return [
+            *made,
+            Instruction("found", "permute-bytes", (*words, "picks")),
+            Instruction("word", "lop3", (top, signs, "found", AND_XOR)),
+        ]
+    return [
+        *made,
+        Instruction("lower", "permute-bytes", (*words[:2], "picks")),
+        Instruction("upper", "permute-bytes", (*words[2:], "picks")),
+        Instruction("tops", "shr", (numbers, 1)),
+        Instruction("choice", "lop3", ("tops", TOPS, PLACES, AND_OR)),
+        Instruction("word", "permute-bytes", ("lower", "upper", "choice")),
+    ]
+
+
+def _look_ups(genome: Genome, operand: Operand, made: list[Instruction]) -> list[Instruction]:
+    """An entry for every part of the top, numbered by the upper bits of the part."""
+    top, book = _pair(genome)[0], book_of(genome)
+    count = genome.lanes // book.each
+    found = list(made)
+    for place in range(count):
+        shift = WORD_BITS // count * (place + 1) - book.index
+        found.append(Instruction(f"number{place}", "shr", (top, shift)))
+        found.append(Instruction(_entry(place, count), "table", ("book", f"number{place}")))
+    return found
+
+
+def _table(genome: Genome, operand: Operand) -> tuple[list[tuple[str, int]], tuple[Table, ...]]:
+    """Where the lanes stand in entries, and the entries."""
+    book, width = book_of(genome), FIELDS[operand].width
+    found, count = operands(genome, operand), genome.lanes // book.each
+    entries = tuple(
+        sum(bits << (width * lane) for lane, bits in enumerate(found[i : i + book.each]))
+        for i in range(0, len(found), book.each)
+    )
+    outputs = [
+        (_entry(lane // book.each, count), width * (lane % book.each))
+        for lane in range(genome.lanes)
+    ]
+    return outputs, (Table(name="book", entries=entries),)
+
+
+def _entry(place: int, count: int) -> str:
+    return "word" if count == 1 else f"entry{place}"
+
+
 _ENDS: Mapping[str, Callable[[Genome, Operand, list[Instruction]], list[Instruction]]] = {
-    TAIL: _tail, HALVES: _halves, SUM: _sum,
+    TAIL: _tail, HALVES: _halves, SUM: _sum, LEVELS: _levels, TABLE: _look_ups,
 }  # fmt: skip
+
+
+def _signed(
+    genome: Genome, operand: Operand, made: list[Instruction], lanes: list[int]
+) -> list[Instruction]:
+    """Steps on the first plane's window alone, and the second plane's bits on the word's signs.
+
+    A product with sparse ones takes a bit to each of them, the last bit to the first lane: so the
+    copies of the bits do not overlap where fields are one bit narrower than bits are many.
+    """
+    steps = [
+        replace(i, arguments=tuple("window" if a == STATE else a for a in i.arguments))
+        for i in made
+    ]
+    places = [first + operand.bits - 1 for first in lanes]
+    spread = sum(1 << (place - (len(places) - 1 - lane)) for lane, place in enumerate(places))
+    signs = sum(1 << place for place in places)
+    return [
+        Instruction("window", "and", (STATE, (1 << genome.window) - 1)),
+        *steps[:-1],
+        replace(steps[-1], result="fields"),
+        Instruction("plain", "shr", (STATE, genome.window)),
+        Instruction("spread", "mul", ("plain", spread)),
+        Instruction("word", "lop3", ("spread", signs, "fields", AND_XOR)),
+    ]
 
 
 def _pair(genome: Genome) -> tuple[str, str]:

@@ -1,4 +1,5 @@
-"""The space of codes that the explorer walks through: short programs over one window of bits.
+"""The space of codes that the explorer walks through: short programs over one window of bits, or
+beside a plane of signs.
 
 A program is a `Genome`, which `programs` turns into instructions; here are the shapes of its codes.
 """
@@ -9,12 +10,12 @@ from dataclasses import dataclass
 
 from unspool.errors import DeclarationError
 from unspool.explore.genome import Genome
-from unspool.explore.programs import FIELDS, program
+from unspool.explore.programs import FIELDS, may_have_signs, program
 from unspool.spec.catalog.found import tile
 from unspool.spec.code import WORD_BITS, Code, Plane
 from unspool.spec.operand import Operand
 
-MOST_WINDOW = 20
+MOST_WINDOW, LEAST_BITS = 20, 0.5
 
 MEMORIES: tuple[tuple[int, tuple[int, ...]], ...] = ((8, (8,)), (4, (8,)), (2, (8, 10)), (1, ()))
 """Weights a step, and the memories that are tried with them. One weight a step takes a program for
@@ -23,11 +24,13 @@ each: where a memory is asked for."""
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """Codes of a rate to an operand; (window, lanes) are the shapes that are tried."""
+    """Codes of a rate to an operand; (window, lanes) are the shapes that are tried, and those tried
+    beside a plane of signs."""
 
     bits: float
     operand: Operand
     shapes: tuple[tuple[int, int], ...]
+    signed: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, bits: float, operand: Operand, memory: int | None = None) -> Space:
@@ -36,7 +39,7 @@ class Space:
         `memory`: bits that a step's window shares with the next; by default 8, and 10 as well with
         two weights a step.
         """
-        if not 0.5 <= bits <= 4:
+        if not LEAST_BITS <= bits <= 4:
             raise DeclarationError(
                 "no codes of this rate", where="bits", found=bits, allowed="0.5 to 4"
             )
@@ -45,29 +48,42 @@ class Space:
             raise DeclarationError(
                 "no codes to this operand", where="operand", found=operand.name, allowed=allowed
             )
-        shapes = tuple(
-            (stride + each, lanes)
-            for lanes, memories in MEMORIES
-            if (stride := round(bits * lanes)) == bits * lanes
-            and lanes * FIELDS[operand].width <= WORD_BITS
-            for each in (memories if memory is None else (memory,))
-            if stride + each <= MOST_WINDOW
-        )
+        shapes = _shapes(bits, operand, memory)
         if not shapes:
             raise DeclarationError(
                 "no codes of this rate", where="bits", found=bits,
                 allowed=f"0.5, 1, 1.5, ... 4, windows of at most {MOST_WINDOW} bits",
             )  # fmt: skip
-        return cls(bits=bits, operand=operand, shapes=shapes)
+        signed = tuple(
+            (window, lanes)
+            for window, lanes in _shapes(bits - 1, operand, memory)
+            if may_have_signs(operand, lanes) and window + lanes <= MOST_WINDOW
+        )
+        return cls(bits=bits, operand=operand, shapes=shapes, signed=signed)
 
     def code(self, genome: Genome, sigma: float = 1.0, name: str = "found") -> Code:
         """The code of a genome."""
+        lanes, plain = genome.lanes, genome.lanes if genome.signs else 0
+        ring = Plane(window=genome.window, stride=round(self.bits * lanes) - plain)
         return Code(
             name=name,
-            planes=(Plane(window=genome.window, stride=round(self.bits * genome.lanes)),),
-            lanes=genome.lanes,
-            tile=tile(genome.lanes),
+            planes=(ring, Plane(window=plain, stride=plain)) if plain else (ring,),
+            lanes=lanes,
+            tile=tile(lanes),
             operand=self.operand,
             program=program(genome, self.operand),
             sigma=sigma,
         )
+
+
+def _shapes(bits: float, operand: Operand, memory: int | None) -> tuple[tuple[int, int], ...]:
+    """The windows and weights a step of so many bits per weight, at least half a bit."""
+    return tuple(
+        (stride + each, lanes)
+        for lanes, memories in MEMORIES
+        if (stride := round(bits * lanes)) == bits * lanes
+        and bits >= LEAST_BITS
+        and lanes * FIELDS[operand].width <= WORD_BITS
+        for each in (memories if memory is None else (memory,))
+        if stride + each <= MOST_WINDOW
+    )
