@@ -17,6 +17,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "BATCH", 8)
     for name in ("SCREEN", "RACE", "FINAL"):
         monkeypatch.setattr(score, name, 1024)
+    monkeypatch.setattr(score, "TRAINED", (1024, 1024, 1024))
     monkeypatch.setattr(score, "PUBLISHED", 1024)
 
 
@@ -73,7 +74,7 @@ def test_a_table_found_for_a_cpu_goes_through_a_model(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--operand", "int8"], "no codes"),
+        (["--operand", "e5m2"], "no codes"),
         (["--bits", "2.1"], "no codes"),
         (["--target", "avx512", "--operand", "e4m3"], "INT8, E2M3, E2M1"),
         (["--target", "avx512", "--bits", "2.1"], "no codes of this rate have a kernel"),

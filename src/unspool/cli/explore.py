@@ -25,15 +25,19 @@ COLUMNS = (
 BitsAsked = Annotated[float, typer.Option("--bits", "-b", help="Bits per weight.")]
 Operand = Annotated[
     str | None,
-    typer.Option(help="e4m3, e2m3 or e2m1; int8, e2m3 or e2m1 for avx512. [default: e4m3 or int8]"),
+    typer.Option(
+        help="e4m3, e2m3, e3m2, e2m1, int8 or fp16; int8, e2m3 or e2m1 for avx512. "
+        "[default: e4m3; int8]"
+    ),
 ]
-Target = Annotated[str, typer.Option(help="sm89, sm90, sm100 or sm120, or avx512.")]
+Target = Annotated[str, typer.Option(help="sm80, sm89, sm90, sm100 or sm120, or avx512.")]
 Memory = Annotated[
     int | None,
     typer.Option(
         min=1,
         max=16,
-        help="Bits that a step shares with the next. [default: 8 or 10; avx512: all there are]",
+        help="Bits that a step shares with the next; given, one weight a step is tried too. "
+        "[default: 8 or 10; avx512: all there are]",
     ),
 ]
 Minutes = Annotated[
@@ -43,6 +47,14 @@ Generations = Annotated[
     int | None, typer.Option(min=1, help="Stop after so many: the same codes on any machine.")
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS|local",
+        help="Score codes on a Ray cluster: its head's host:port, auto, or local for one of --jobs "
+        "processes here. The same codes come out (extra ray).",
+    ),
+]
 Log = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Keep every scored code there, after each generation of 64."),
@@ -66,6 +78,7 @@ def explore(
     generations: Generations = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     jobs: Jobs = None,
+    ray: Ray = None,
     log: Log = None,
     resume: Resume = False,
     save: Save = None,
@@ -95,7 +108,7 @@ def explore(
         check_plot()
     for file in (save, plot, log):
         _check_place(file)
-    state = _searched(settings, minutes, generations, jobs, log, resume, quiet)
+    state = _searched(settings, minutes, generations, jobs, ray, log, resume, quiet)
     found = found_rows(state.front.best, settings)
     if save:
         _save(found, settings, state, within, save)
@@ -148,6 +161,7 @@ def _searched(
     minutes: float | None,
     generations: int | None,
     jobs: int | None,
+    ray: str | None,
     log: Path | None,
     resume: bool,
     quiet: bool,
@@ -169,6 +183,7 @@ def _searched(
             settings,
             goes_on=goes_on,
             jobs=jobs or os.cpu_count() or 1,
+            ray=ray,
             log=log,
             resume=resume,
             report=lambda state: advance(min(done(state), total), total, _front(state)),

@@ -24,13 +24,21 @@ def interpret(
 
     A parameter is an array `[..., length]` whose leading axes broadcast with the states.
     """
-    registers = {STATE: np.asarray(state, dtype=np.uint32)}
+    found = registers(program, state, parameters)
+    lanes = [found[name] >> np.uint32(offset) for name, offset in program.outputs]
+    return np.stack(np.broadcast_arrays(*lanes), axis=-1)
+
+
+def registers(
+    program: Program, state: Word, parameters: Mapping[str, Word] | None = None
+) -> dict[str, Word]:
+    """Every register of a program by name."""
+    found = {STATE: np.asarray(state, dtype=np.uint32)}
     tables: dict[str, Word] = {t.name: np.array(t.entries, np.uint32) for t in program.tables}
     tables |= dict(parameters or {})
     for instruction in program.instructions:
-        registers[instruction.result] = execute(instruction, registers, tables)
-    lanes = [registers[name] >> np.uint32(offset) for name, offset in program.outputs]
-    return np.stack(np.broadcast_arrays(*lanes), axis=-1)
+        found[instruction.result] = execute(instruction, found, tables)
+    return found
 
 
 def operand_bits(

@@ -17,6 +17,7 @@ from unspool.decode.lower_steps import gathers, masks_bytes, step_fields
 from unspool.decode.lower_table import wide_fields
 from unspool.decode.lowering import Lowering, Tape
 from unspool.decode.machine import Machine, Slot
+from unspool.decode.sign_plane import sign_plane, stored_bits
 from unspool.decode.values import exponent_for
 from unspool.errors import DeclarationError
 from unspool.spec.code import TABULATED_BITS, Code
@@ -113,13 +114,17 @@ def _steps(code: Code, slot: Slot, machine: Machine) -> Iterator[Lowering]:
         loads[parameter.name] = len(table), parameter.length
         rows = code.tile[0] if parameter.scope == "row" else 1
         shared = rows * parameter.length
+    signs = sign_plane(code)
     masked, late = (False, True)[: 1 + bool(masks_bytes(code))], (False, True)[: 1 + gathers(code)]
-    for masks, waits in itertools.product(masked, late):
+    for masks, waits, plane in itertools.product(masked, late, (None, signs) if signs else (None,)):
         tape = Tape()
-        fields = step_fields(tape, code, loads, masked=masks, late=waits)
-        name = "masked-" * masks + "late-" * waits + "steps"
+        fields = step_fields(tape, code, loads, masked=masks, late=waits, signs=plane)
+        name = "masked-" * masks + "late-" * waits + "steps" + ("-and-signs" if plane else "")
+        bits = stored_bits(code, plane) if plane else None
         for made in _converted(code, tape, fields, slot, machine):
-            yield _lowering(code, slot, name, tape, made, table=tuple(table), shared=shared)
+            yield _lowering(
+                code, slot, name, tape, made, bits=bits, table=tuple(table), shared=shared
+            )
 
 
 def _converted(

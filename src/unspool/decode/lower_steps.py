@@ -17,8 +17,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from unspool.decode.fields import E4M3_IS_E2M3, Fields
-from unspool.decode.interpret import execute, tabulate
+from unspool.decode.interpret import all_states, registers, tabulate
 from unspool.decode.lowering import FULL, Tape
+from unspool.decode.sign_plane import SignPlane
 from unspool.spec.code import TABULATED_BITS, WORD_BITS, Code
 from unspool.spec.operand import E2M3, E4M3
 from unspool.spec.program import STATE, Instruction
@@ -27,6 +28,9 @@ EVERY_BYTE = 0x01010101
 
 BYTEWISE = ("and", "or", "xor", "lop3", "add")
 """What may be done to bytes before or behind a permute; `add` where no byte carries."""
+
+SELECTOR_TOPS = 0x8888
+"""Bits of a selector that the machine's permute reads and a program's does not."""
 
 MOST_STATES = 1 << 20
 """Programs of more states are not run through to learn which bits they set."""
@@ -39,13 +43,15 @@ def step_fields(
     *,
     masked: bool = False,
     late: bool = False,
+    signs: SignPlane | None = None,
 ) -> Fields:
-    """Operands of a ring, decoded step by step. `loads`: first entry and length of tables."""
+    """Operands of a ring, decoded step by step. `loads`: first entry and length of tables; `signs`:
+    of words whose sign plane stands in its own order."""
     lanes: list[tuple[str, int]] = []
     ones: dict[str, int] = {}
     able = masks_bytes(code) if masked else {}
     for step in range(code.steps):
-        registers = _run_step(tape, code, step, loads, able)
+        registers = _run_step(tape, code, step, loads, able, signs)
         for name, offset in code.program.outputs:
             lanes.append((registers[name], offset))
             ones[registers[name]] = _ones(code).get(name, FULL)
@@ -63,10 +69,11 @@ def masks_bytes(code: Code) -> dict[str, tuple[int, int]]:
     the same bits."""
     selectors: dict[str, int] = {}
     found = {}
+    ring = ring_window(code)
     for instruction in code.program.instructions:
         op, arguments = instruction.op, instruction.arguments
         last = arguments[-1]
-        if op == "permute-bytes" and arguments[0] == STATE and isinstance(last, int):
+        if op == "permute-bytes" and arguments[0] == ring and isinstance(last, int):
             selectors[instruction.result] = last
         if op == "and" and isinstance(last, int) and last == (last & 0xFF) * EVERY_BYTE:
             selector = selectors.get(str(arguments[0]))
@@ -81,11 +88,15 @@ def _run_step(
     step: int,
     loads: Mapping[str, tuple[int, int]],
     masked: Mapping[str, tuple[int, int]],
+    signs: SignPlane | None,
 ) -> dict[str, str]:
     """Writes a step's instructions; the program's registers by name."""
     registers: dict[str, str] = {}
     for instruction in code.program.instructions:
         name = instruction.result
+        if signs and name == signs.spread:
+            registers[name] = signs.register(tape, plane_words(code, 1), step)
+            continue
         direct = _permuted_window(tape, code, step, *masked[name]) if name in masked else ""
         registers[name] = direct or _write(tape, code, step, instruction, registers, loads)
     if any(name == STATE for name, _ in code.program.outputs):
@@ -102,13 +113,22 @@ def _write(
     loads: Mapping[str, tuple[int, int]],
 ) -> str:
     op, arguments = instruction.op, instruction.arguments
-    if op == "permute-bytes" and arguments[0] == STATE and isinstance(arguments[2], int):
+    permuted = op == "permute-bytes" and arguments[0] == ring_window(code)
+    if permuted and isinstance(arguments[2], int):
         direct = _permuted_window(tape, code, step, arguments[2])
         if direct:
             return direct
+    if arguments[0] == STATE and len(code.planes) == 2:
+        size = code.planes[0].window
+        if op == "and" and arguments[1] == FULL >> (WORD_BITS - size):
+            return _plane_window(tape, code, step, 0)
+        if op == "shr" and arguments[1] == size:
+            return _plane_window(tape, code, step, 1)
     if STATE in arguments and STATE not in registers:
         registers[STATE] = window_state(tape, code, step)
     values = [registers[a] if isinstance(a, str) and a in registers else a for a in arguments]
+    if op == "permute-bytes" and isinstance(arguments[2], str):
+        return _picked(tape, values, _ones(code).get(arguments[2], FULL))
     if op != "table":
         return tape(op, *values)
     first, length = loads[str(arguments[0])]
@@ -116,9 +136,17 @@ def _write(
     per_row = {p.name for p in code.program.parameters if p.scope == "row"}
     first += row * length if arguments[0] in per_row else 0
     index = values[1]
-    if not (arguments[1] == STATE and 1 << code.state_bits <= length):
+    state = arguments[1] == STATE and 1 << code.state_bits <= length
+    if not state and _ones(code).get(str(arguments[1]), FULL) >= length:
         index = tape("and", index, length - 1)
     return tape("load", first, index)
+
+
+def _picked(tape: Tape, values: list[str | int], possible: int) -> str:
+    """Bytes that a register selects: constants stay in registers, and the machine's permute can do
+    where the top bits of the selector's nibbles are never set."""
+    *both, selector = (tape.hold(v) if isinstance(v, int) else v for v in values)
+    return tape("permute-bytes" if possible & SELECTOR_TOPS else "select-bytes", *both, selector)
 
 
 def plane_words(code: Code, plane: int) -> list[str]:
@@ -156,13 +184,27 @@ def window_state(tape: Tape, code: Code, step: int) -> str:
     return state
 
 
+def ring_window(code: Code) -> str:
+    """The register that is the window of plane 0 alone; empty where a program makes none."""
+    if len(code.planes) == 1:
+        return STATE
+    alone = (STATE, FULL >> (WORD_BITS - code.planes[0].window))
+    cut = (i.result for i in code.program.instructions if i.op == "and" and i.arguments == alone)
+    return next(cut, "")
+
+
+def _plane_window(tape: Tape, code: Code, step: int, index: int) -> str:
+    plane = code.planes[index]
+    return window(tape, plane_words(code, index), step * plane.stride, plane.window)
+
+
 def _permuted_window(tape: Tape, code: Code, step: int, selector: int, mask: int = FULL) -> str:
-    """permute-bytes(window, 0, selector) on the stored words, of which `mask` is kept; empty where
-    that is not the same."""
+    """permute-bytes(plane 0's window, 0, selector) on the stored words, of which `mask` is kept;
+    empty where that is not the same."""
     plane = code.planes[0]
     start = step * plane.stride
     picks = [selector >> (4 * place) & 7 for place in range(4)]
-    if len(code.planes) > 1 or start % 8 or max(picks) >= plane.window // 8:
+    if start % 8 or max(picks) >= plane.window // 8:
         return ""
     words = plane_words(code, 0)
     at, first = start // WORD_BITS, start % WORD_BITS // 8
@@ -176,11 +218,8 @@ def _ones(code: Code) -> dict[str, int]:
     """Bits that each register of a program sets in any state; empty where that is not known."""
     if code.program.parameters or 1 << code.state_bits > MOST_STATES:
         return {}
-    registers = {STATE: np.arange(1 << code.state_bits, dtype=np.uint32)}
-    tables = {t.name: np.array(t.entries, np.uint32) for t in code.program.tables}
-    for instruction in code.program.instructions:
-        registers[instruction.result] = execute(instruction, registers, tables)
-    return {name: int(np.bitwise_or.reduce(value.ravel())) for name, value in registers.items()}
+    found = registers(code.program, all_states(code))
+    return {name: int(np.bitwise_or.reduce(value.ravel())) for name, value in found.items()}
 
 
 @functools.lru_cache(maxsize=64)

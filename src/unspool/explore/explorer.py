@@ -10,11 +10,8 @@ last whole generation, with the same numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +25,7 @@ from unspool.explore.lines import read
 from unspool.explore.program_hunt import ProgramHunt
 from unspool.explore.space import Space
 from unspool.explore.table_hunt import TARGETS, TableHunt
+from unspool.explore.workers import workers
 from unspool.spec.code import Code
 from unspool.spec.operand import OPERANDS
 
@@ -117,20 +115,23 @@ def explore(
     *,
     goes_on: Callable[[State], bool],
     jobs: int = 1,
+    ray: str | None = None,
     log: Path | None = None,
     resume: bool = False,
     report: Report = lambda state: None,
 ) -> State:
     """Searches generation by generation while `goes_on`; what was found.
 
-    Raises DeclarationError for settings without codes, UnspoolError for a log of other settings.
+    `jobs` processes, or Ray tasks where `ray` is an address, score the codes (`workers`). Raises
+    DeclarationError for settings without codes, UnspoolError for a log of other settings.
     """
     hunt = settings.hunt()
     state = _begun(settings, hunt, log, resume)
-    with _mapper(jobs) as each:
+    with workers(jobs, ray) as each:
         while goes_on(state):
             genomes = generation(hunt, settings.seed, state)
-            tasks = [(hunt, genome, state.front.best) for genome in genomes]
+            rivals = [replace(each, genome=None) for each in state.front.best]  # their figures
+            tasks = [(hunt, genome, rivals) for genome in genomes]
             found = [scored for scored in each(_score, tasks) if scored is not None]
             for scored in found:
                 state.front.add(scored)
@@ -163,16 +164,6 @@ def _score(task: tuple[Hunt, Any, Sequence[Found]]) -> Found | None:
     """The scored code of a genome; None where it has none."""
     hunt, genome, best = task
     return hunt.scored(genome, best)
-
-
-@contextmanager
-def _mapper(jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """map over so many processes, results in order. They start anew: threads survive no fork."""
-    if jobs == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield lambda function, tasks: pool.map(function, tasks)
 
 
 def _begun(settings: Settings, hunt: Hunt, log: Path | None, resume: bool) -> State:

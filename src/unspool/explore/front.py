@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from unspool.explore.space import Genome, Step
+from unspool.explore.genome import Book, End, Genome, Step
 from unspool.explore.tables import TableGenome
 from unspool.perf.strip_loop import StripShape
 
@@ -46,8 +46,14 @@ class Found:
 
 def _program(data: dict[str, Any]) -> Genome:
     steps = tuple(Step(**step) for step in data["steps"])
-    tail = tuple(data["tail"]) if data["tail"] else None
-    return Genome(data["window"], data["lanes"], steps, tail)
+    return Genome(data["window"], data["lanes"], steps, _end(data["end"]), data["signs"])
+
+
+def _end(data: dict[str, Any] | None) -> End | None:
+    if data is None:
+        return None
+    book = data["book"] and Book(**{**data["book"], "operands": tuple(data["book"]["operands"])})
+    return End(**{**data, "book": book})
 
 
 def _table(data: dict[str, Any]) -> TableGenome:

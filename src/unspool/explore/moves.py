@@ -8,7 +8,22 @@ from dataclasses import replace
 import numpy as np
 
 from unspool.decode.lower_steps import EVERY_BYTE
-from unspool.explore.space import TWO_SOURCES, Genome, Space, Step
+from unspool.explore.genome import (
+    HALVES,
+    LEVELS,
+    SUM,
+    TABLE,
+    TAIL,
+    TWO_SOURCES,
+    Book,
+    End,
+    Genome,
+    Step,
+)  # fmt: skip
+from unspool.explore.programs import FIELDS, SIGNED_INDEX, ends
+from unspool.explore.space import Space
+from unspool.spec.code import WORD_BITS
+from unspool.spec.operand import E4M3
 
 DRAWN: Mapping[str, float] = {
     "multiply": 0.25, "fold": 0.2, "permute": 0.25, "xor": 0.15, "add": 0.05, "shift": 0.05,
@@ -18,8 +33,26 @@ DRAWN: Mapping[str, float] = {
 
 PRODUCTS = ("multiply", "fold")
 
-TAILED = 0.3
-"""Share of drawn genomes that have a tail, where the operand has room for one."""
+DRAWN_INTEGERS: Mapping[str, float] = {
+    "multiply": 0.25, "fold": 0.1, "permute": 0.15, "xor": 0.15, "add": 0.1, "shift": 0.05,
+    "difference": 0.2,
+}  # fmt: skip
+"""The same to integers, whose uniform fields are uniform numbers."""
+
+DIFFERENCES = tuple(bits * EVERY_BYTE for bits in (0x7F, 0x3F, 0x1F))
+"""Bits of every byte that a difference is of."""
+
+DRAWN_ENDS: Mapping[str, float] = {TAIL: 4, HALVES: 4, SUM: 3, LEVELS: 2, TABLE: 3}
+"""How often each end is drawn, of those that an operand has."""
+
+SIGNED = 0.15
+"""Share of drawn genomes beside a plane of signs, at rates that have such."""
+
+FROM = (0, 16)
+"""Bits of the top from which on nibbles are cut: the upper ones of a product mix more."""
+
+MOST_INDEX, MOST_LOOK_UPS = 12, 4
+"""4,096 entries are 16 KiB of shared memory, which stages of codes need as well."""
 
 MOST_STEPS = 6
 WORD = 1 << 32
@@ -27,32 +60,63 @@ WORD = 1 << 32
 
 def drawn(space: Space, random: np.random.Generator) -> Genome:
     """A random genome: most have two or three steps, one of them a product."""
-    window, lanes = space.shapes[int(random.integers(len(space.shapes)))]
+    signs = bool(space.signed) and random.random() < SIGNED
+    shapes = space.signed if signs else space.shapes
+    window, lanes = shapes[int(random.integers(len(shapes)))]
     count = int(min(MOST_STEPS, 1 + random.geometric(0.45)))
-    steps = [_step(random, place, window) for place in range(count)]
+    steps = [_step(space, random, place, window) for place in range(count)]
     place = int(random.integers(count))
-    steps[place] = _step(random, place, window, str(random.choice(PRODUCTS)))
-    genome = Genome(window, lanes, tuple(steps))
-    tailed = space.room and random.random() < TAILED
-    return (_tailed(random, genome, space.room) if tailed else genome).pruned()
+    steps[place] = _step(space, random, place, window, str(random.choice(PRODUCTS)))
+    genome = Genome(window, lanes, tuple(steps), signs=signs)
+    able = ends(space.operand, lanes)
+    ended = able and random.random() < FIELDS[space.operand].ended
+    return (_ended(space, random, genome) if ended else genome).pruned()
 
 
 def changed(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
     """A genome one move away, or a few."""
     for _ in range(int(random.geometric(0.6))):
-        genome = _moved(random, genome, space.room)
+        genome = _moved(space, random, genome)
     return genome.pruned()
 
 
-def _tailed(random: np.random.Generator, genome: Genome, room: int) -> Genome:
-    """The genome with another tail: one to four bits of any register."""
-    register = int(random.integers(len(genome.steps) + 1))
-    return replace(genome, tail=(register, int(random.integers(1, room + 1))))
+def _ended(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
+    """The genome with another end: which, of what register, and of a tail which bits."""
+    able, register, bits = ends(space.operand, genome.lanes), 0, 0
+    often = np.array([DRAWN_ENDS[op] for op in able])
+    op = str(random.choice(able, p=often / often.sum())) if len(able) > 1 else able[0]
+    if op == TAIL or (op in (HALVES, SUM) and genome.lanes > 1):
+        register = int(random.integers(len(genome.steps) + 1))
+    if op == TAIL:
+        bits = int(random.integers(1, FIELDS[space.operand].room + 1))
+    if op == LEVELS:
+        bits = FROM[int(random.integers(len(FROM)))]
+    book = _book(space, random, genome, op) if op in (LEVELS, TABLE) else None
+    return replace(genome, end=End(op, register, bits, book))
 
 
-def _step(random: np.random.Generator, place: int, window: int, op: str | None = None) -> Step:
+def _book(space: Space, random: np.random.Generator, genome: Genome, op: str) -> Book:
+    """A book to train: how many entries, and of how many weights. Signs turn one word alone."""
+    start, operand, lanes = int(random.integers(1 << 31)), space.operand, genome.lanes
+    if op == LEVELS:
+        eight = operand is E4M3 and random.random() < 0.5
+        return Book(start, SIGNED_INDEX if eight else SIGNED_INDEX + 1)
+    able = [
+        each for each in (1, 2, 4)
+        if lanes % each == 0 and each * FIELDS[operand].width <= WORD_BITS
+        and lanes // each <= (1 if genome.signs else MOST_LOOK_UPS)
+    ]  # fmt: skip
+    each = able[int(random.integers(len(able)))]
+    most = min(MOST_INDEX, WORD_BITS // (lanes // each))
+    return Book(start, int(random.integers(most - 2, most + 1)), each)
+
+
+def _step(
+    space: Space, random: np.random.Generator, place: int, window: int, op: str | None = None
+) -> Step:
     """A random step that may read the registers 0 to `place`, the latest most often."""
-    op = op or str(random.choice(list(DRAWN), p=list(DRAWN.values())))
+    often = DRAWN_INTEGERS if space.operand.integer else DRAWN
+    op = op or str(random.choice(list(often), p=list(often.values())))
     a = place if random.random() < 0.7 else int(random.integers(place + 1))
     b = int(random.integers(place + 1))
     constant, addend = _constants(random, op, window)
@@ -68,23 +132,25 @@ def _constants(random: np.random.Generator, op: str, window: int) -> tuple[int, 
         return sum(int(place) << (4 * i) for i, place in enumerate(places)), 0
     if op == "thin":
         return int(random.integers(256)) * EVERY_BYTE, 0
+    if op == "difference":
+        return DIFFERENCES[int(random.integers(len(DIFFERENCES)))], 0
     return (int(random.integers(1, window)), 0) if op == "shift" else (0, 0)
 
 
-def _moved(random: np.random.Generator, genome: Genome, room: int) -> Genome:
-    """One constant, one source, the tail, one step more or one less."""
-    if room and random.random() < 0.1:
-        tailed = genome.tail is None or random.random() < 0.7
-        return _tailed(random, genome, room) if tailed else replace(genome, tail=None)
+def _moved(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
+    """One constant, one source, the end, one step more or one less."""
+    if ends(space.operand, genome.lanes) and random.random() < 0.1:
+        ended = genome.end is None or random.random() < 0.7
+        return _ended(space, random, genome) if ended else replace(genome, end=None)
     steps, move = genome.steps, random.random()
     place = int(random.integers(len(steps)))
     if move < 0.7:
         step = _changed_constant(random, steps[place], genome.window)
     elif move < 0.8:
-        fresh = _step(random, place, genome.window, steps[place].op)
+        fresh = _step(space, random, place, genome.window, steps[place].op)
         step = replace(steps[place], a=fresh.a, b=fresh.b)
     elif move < 0.9 and len(steps) < MOST_STEPS:
-        return _longer(random, genome, place)
+        return _longer(space, random, genome, place)
     elif len(steps) > 1:
         return _shorter(genome, place)
     else:
@@ -92,20 +158,20 @@ def _moved(random: np.random.Generator, genome: Genome, room: int) -> Genome:
     return replace(genome, steps=(*steps[:place], step, *steps[place + 1 :]))
 
 
-def _longer(random: np.random.Generator, genome: Genome, place: int) -> Genome:
+def _longer(space: Space, random: np.random.Generator, genome: Genome, place: int) -> Genome:
     """With a new step before step `place`, which then reads it."""
     before, later = genome.steps[:place], genome.steps[place:]
     made = [_renumbered(step, place + 1, 1) for step in later]
     made[0] = replace(made[0], a=place + 1)
-    steps = (*before, _step(random, place, genome.window), *made)
-    return replace(genome, steps=steps, tail=_renumbered_tail(genome, place + 1, 1))
+    steps = (*before, _step(space, random, place, genome.window), *made)
+    return replace(genome, steps=steps, end=_renumbered_end(genome, place + 1, 1))
 
 
 def _shorter(genome: Genome, place: int) -> Genome:
     """Without step `place`; who read it reads the register before."""
     later = [_renumbered(step, place + 1, -1) for step in genome.steps[place + 1 :]]
-    tail = _renumbered_tail(genome, place + 1, -1)
-    return replace(genome, steps=(*genome.steps[:place], *later), tail=tail)
+    end = _renumbered_end(genome, place + 1, -1)
+    return replace(genome, steps=(*genome.steps[:place], *later), end=end)
 
 
 def _renumbered(step: Step, first: int, by: int) -> Step:
@@ -113,11 +179,9 @@ def _renumbered(step: Step, first: int, by: int) -> Step:
     return replace(step, a=step.a + by * (step.a >= first), b=step.b + by * (step.b >= first))
 
 
-def _renumbered_tail(genome: Genome, first: int, by: int) -> tuple[int, int] | None:
-    if genome.tail is None:
-        return None
-    register, added = genome.tail
-    return register + by * (register >= first), added
+def _renumbered_end(genome: Genome, first: int, by: int) -> End | None:
+    end = genome.end
+    return replace(end, register=end.register + by * (end.register >= first)) if end else None
 
 
 def _changed_constant(random: np.random.Generator, step: Step, window: int) -> Step:

@@ -1,7 +1,8 @@
 """A hunt for programs to a GPU's operands: what the explorer draws, changes and scores there.
 
 A code is screened on a few weights; where it comes near the front of its cost, it races on more,
-with other scales, and what is near the front again is measured on enough to be believed.
+with other scales, and what is near the front again is measured on enough to be believed. A book is
+trained a little before the screen, on more weights before the race and the last measure.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from unspool.decode.machine import machine
 from unspool.errors import DeclarationError
 from unspool.explore import moves, score
 from unspool.explore.front import Found
-from unspool.explore.space import Genome, Space
+from unspool.explore.genome import Genome
+from unspool.explore.refine import refined
+from unspool.explore.space import Space
 from unspool.spec.code import Code
 
 NEAR, NEARER = 1.01, 1.0
 """How far above the front of its cost a code may be after the screen, after the race. The last
 measure takes as long as 32 screens."""
+
+ROUNDS = (3, 4, 3)
+"""Of Lloyd's algorithm before the screen, the race and the last measure: as long as 6, 32 and 96
+screens."""
 
 CLASS = 0.125
 """Costs in instructions per weight that count as one."""
@@ -38,7 +45,7 @@ class ProgramHunt:
 
     def asked(self) -> dict[str, Any]:
         """What its figures depend on beside the settings."""
-        return {"weights": [score.SCREEN, score.RACE, score.FINAL]}
+        return {"weights": [score.SCREEN, score.RACE, score.FINAL, *score.TRAINED]}
 
     def drawn(self, random: np.random.Generator) -> Genome:
         """A random program."""
@@ -53,25 +60,42 @@ class ProgramHunt:
         return self.space.code(genome, sigma)
 
     def scored(self, genome: Genome, best: Sequence[Found]) -> Found | None:
-        """What a program is worth; None where all its values are zero or no lowering serves."""
+        """What a program is worth; None where its values are all zero or do not follow any weights,
+        or no lowering serves."""
+        try:
+            return self._scored(genome, best)
+        except DeclarationError:
+            return None
+
+    def _scored(self, genome: Genome, best: Sequence[Found]) -> Found:
         code = self.space.code(genome)
         screen, race, final = (
             score.Sample(weights=weights, seed=self.seed + i)
             for i, weights in enumerate((score.SCREEN, score.RACE, score.FINAL))
         )
-        try:
-            cost = score.estimated(code, machine(self.target))
-            code = score.fitted(code)
-        except DeclarationError:
-            return None
+        cost = score.estimated(code, machine(self.target))
         rivals = [each for each in best if each.cost <= cost]
+        trained, code = self._trained(genome, score.fitted(code), 0)
         screened = score.distortion(code, screen)
         found = Found(genome=genome, sigma=code.sigma or 0.0, cost=cost, screened=screened)
         if screened > NEAR * min((each.screened for each in rivals), default=1.0):
             return found
+        trained, code = self._trained(trained, code, 1)
         code = score.best_sigma(code, replace(race, weights=score.SCREEN))
         screened, raced = score.distortion(code, screen), score.distortion(code, race)
-        found = replace(found, sigma=code.sigma or 0.0, screened=screened, raced=raced)
+        found = Found(
+            genome=trained, sigma=code.sigma or 0.0, cost=cost, screened=screened, raced=raced
+        )
         if raced > NEARER * min((each.raced or 1.0 for each in rivals), default=1.0):
             return found
-        return replace(found, mse=float(f"{score.distortion(code, final):.5g}"))
+        trained, code = self._trained(trained, code, 2)
+        mse = float(f"{score.distortion(code, final):.5g}")
+        return replace(found, genome=trained, sigma=code.sigma or 0.0, mse=mse)
+
+    def _trained(self, genome: Genome, code: Code, stage: int) -> tuple[Genome, Code]:
+        """The genome with its book trained once more, and its code; without a book as it is."""
+        if genome.end is None or genome.end.book is None or code.sigma is None:
+            return genome, code
+        sample = score.Sample(weights=score.TRAINED[stage], seed=self.seed + len(ROUNDS) + stage)
+        genome, sigma = refined(self.space, genome, code.sigma, sample, ROUNDS[stage])
+        return genome, score.with_sigma(self.space.code(genome), sigma)

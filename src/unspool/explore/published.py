@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from unspool.decode.lowering import AND_XOR
+from unspool.explore.programs import HALVES_BITS, HALVES_MASK, SUM_BITS, SUM_CENTRE
 from unspool.spec.code import Code, Plane
 from unspool.spec.operand import FP16
 from unspool.spec.program import STATE, Instruction, Program
 
 TILE = (16, 16)
 """QTIP's and EXL3's."""
-
-AND_XOR = 0x6A
-"""lop3 truth table of (a & b) ^ c."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ def _halves(*hashed: tuple[str, str, tuple[str | int, ...]]) -> Program:
     """The sum of two binary16 made of the hash: 3INST (Tseng et al. 2024) and EXL3's mcg."""
     return _program(
         *hashed,
-        ("both", "lop3", ("hash", 0x8FFF8FFF, 0x3B603B60, AND_XOR)),
+        ("both", "lop3", ("hash", HALVES_MASK, HALVES_BITS, AND_XOR)),
         ("upper", "shr", ("both", 16)),
         ("value", "half2-add", ("both", "upper")),
     )
@@ -71,8 +70,8 @@ _PROGRAMS: Mapping[str, tuple[Program, float]] = {
         _program(
             ("product", "mul", (STATE, 34038481)),
             ("hash", "add", ("product", 76625530)),
-            ("sum", "byte-sum", ("hash", 0x6400)),  # binary16 of 1024 + the sum
-            ("value", "half2-add", ("sum", 0xE5FE)),  # less 1534
+            ("sum", "byte-sum", ("hash", SUM_BITS)),
+            ("value", "half2-add", ("sum", SUM_CENTRE)),
         ),
         144.9,
     ),
@@ -85,7 +84,7 @@ _PROGRAMS: Mapping[str, tuple[Program, float]] = {
     "exl3-mul1": (
         _program(
             ("hash", "mul", (STATE, 0x83DCD12D)),
-            ("sum", "byte-sum", ("hash", 0x6400)),
+            ("sum", "byte-sum", ("hash", SUM_BITS)),
             ("value", "half2-fma", ("sum", 0x1EEE, 0xC931)),
         ),
         0.98,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from unspool.decode.lower import lower
-from unspool.decode.machine import Machine, machine
+from unspool.decode.machine import Machine, Slot, machine
 from unspool.errors import DeclarationError, EvaluationError
 from unspool.evaluate.plot import check_matplotlib
 from unspool.explore import cpu_rows, published, score
@@ -23,12 +23,16 @@ from unspool.perf.toolchain import toolchain, why_not
 from unspool.spec.catalog.files import write_format
 from unspool.spec.code import Code
 from unspool.spec.format import Format
+from unspool.spec.operand import INT8
 
 WORST = 2.5
 """Times the bound: Lloyd-Max levels, which decode for nothing, have 1.5 at 1 bit, 2.4 at 4."""
 
 SIZE = (8192, 28672)
 """(n, k) of the product that bounds are of: large, so that its launch is little."""
+
+_OWN: Mapping[Slot, tuple[str, ...]] = {PACKED_FP4: ("fp4",), Slot(INT8): ("int8",)}
+"""Activations that are asked for by name beside weights in a slot."""
 
 check_plot = check_matplotlib
 
@@ -96,13 +100,13 @@ def _row(
 def predicted(fmt: Format, target: Machine, counted: Count | None) -> Bound | None:
     """The bound of a product of SIZE with one token on the GPU that stands for a target.
 
-    counted: of the slot of `slot_of`. FP4 activations where that is packed FP4 and a kernel takes
-    them. None where no kernel does it, or no GPU of the target is known.
+    counted: of the slot of `slot_of`. FP4 activations where that is packed FP4, INT8 where it is
+    INT8, and a kernel takes them. None where no kernel does it, or no GPU of the target is known.
     """
     if target.name not in OF_TARGET:
         return None
     slot = slot_of(fmt.code, target)
-    for activations in ("fp4", "auto") if slot == PACKED_FP4 else ("auto",):
+    for activations in (*_OWN.get(slot, ()), "auto"):
         try:
             made = recipe(fmt, target, activations)
         except DeclarationError:

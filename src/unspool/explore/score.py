@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,8 +16,14 @@ from unspool.errors import DeclarationError
 from unspool.spec.code import Code
 from unspool.spec.operand import BF16, FP16, INT8
 
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
 SCREEN, RACE, FINAL = 8192, 32768, 262144
 """Weights of the three rounds, the same ones for all codes. The last tells errors to 0.3 %."""
+
+TRAINED = (16384, 65536, 262144)
+"""Weights that a book is trained on before the screen, the race and the last measure; others."""
 
 PUBLISHED = 65536
 """Weights that other codes are measured on: some of them have 256 times as many edges."""
@@ -42,19 +49,24 @@ def fitted(code: Code) -> Code:
     values = state_values(code)
     rms = float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
     factor = float(np.interp(code.bits_per_weight, RATES, SIGMA_OF_RMS))
-    return _with_sigma(code, rms * factor)
+    return with_sigma(code, rms * factor)
 
 
 def distortion(code: Code, sample: Sample, *, threads: int | None = 1) -> float:
     """Mean squared error of a code's rings, over the sample's mean square."""
     assert code.sigma is not None
-    rings = max(1, sample.weights // code.steps // code.lanes)
-    shape = (rings, code.steps, code.lanes)
-    x = np.random.default_rng(sample.seed).standard_normal(shape, dtype=np.float32)
+    x = gaussian(code, sample)
     values = (state_values(code) / code.sigma).astype(np.float32)
     states = viterbi(values, [(p.window, p.stride) for p in code.planes], x, threads=threads)
     missed = (x - values[states]).astype(np.float64)
     return float(np.mean(missed**2) / np.mean(x.astype(np.float64) ** 2))
+
+
+def gaussian(code: Code, sample: Sample) -> Float32[np.ndarray, "rings steps lanes"]:
+    """The sample cut into rings of a code."""
+    rings = max(1, sample.weights // code.steps // code.lanes)
+    shape = (rings, code.steps, code.lanes)
+    return np.random.default_rng(sample.seed).standard_normal(shape, dtype=np.float32)
 
 
 def best_sigma(code: Code, sample: Sample) -> Code:
@@ -65,15 +77,15 @@ def best_sigma(code: Code, sample: Sample) -> Code:
 def stretched(code: Code, factors: Sequence[float]) -> list[Code]:
     """The code with multiples of its sigma."""
     assert code.sigma is not None
-    return [_with_sigma(code, code.sigma * factor) for factor in factors]
+    return [with_sigma(code, code.sigma * factor) for factor in factors]
 
 
 def slot_of(code: Code, machine: Machine) -> Slot:
-    """The narrowest float slot of a machine that holds a code's values.
+    """The narrowest float slot of a machine that holds a code's values; integers have their own.
 
     Raises DeclarationError where there is none.
     """
-    held = [s for s in slots(code, machine) if s.operand is not INT8]
+    held = [s for s in slots(code, machine) if (s.operand is INT8) == code.operand.integer]
     if not held:
         raise DeclarationError(
             f"{machine.name} has no matrix unit for these values", found=code.operand.name
@@ -91,5 +103,6 @@ def branches(code: Code) -> int:
     return (1 << code.state_bits) // code.lanes
 
 
-def _with_sigma(code: Code, sigma: float) -> Code:
+def with_sigma(code: Code, sigma: float) -> Code:
+    """The code with a sigma of four digits."""
     return replace(code, sigma=float(f"{sigma:.4g}"))

@@ -177,7 +177,7 @@ def onto(
     threads: int | None = None,
 ) -> Trained:
     """Moves a trained table onto an operand's values, at the sigma where that costs least."""
-    grid = _Grid(operand)
+    grid = Grid(operand)
     peak = float(np.abs(values).max())
     sigmas = operand.largest / peak * np.geomspace(0.7, 1.6, 28)
     fine = operand.mantissa_bits > 1
@@ -196,7 +196,7 @@ def onto(
 
 
 def _settle(
-    grid: _Grid,
+    grid: Grid,
     values: Values,
     sigma: float,
     trellis: Trellis,
@@ -219,15 +219,16 @@ def _settle(
     return best
 
 
-class _Grid:
-    """An operand's finite values, and the nearest one's bit pattern."""
+class Grid:
+    """An operand's finite values, or the `allowed` ones of its patterns, and which is nearest."""
 
-    def __init__(self, operand: Operand) -> None:
+    def __init__(self, operand: Operand, allowed: np.ndarray | None = None) -> None:
         self.values = operand.values().astype(np.float32)
-        finite = np.isfinite(self.values)
-        self._patterns = np.flatnonzero(finite)[np.argsort(self.values[finite], kind="stable")]
+        usable = np.isfinite(self.values) if allowed is None else allowed
+        self._patterns = np.flatnonzero(usable)[np.argsort(self.values[usable], kind="stable")]
         ordered = self.values[self._patterns]
         self._borders = (ordered[1:] + ordered[:-1]) / 2
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
+        """The bit pattern of the value nearest to each."""
         return self._patterns[np.searchsorted(self._borders, values)]
