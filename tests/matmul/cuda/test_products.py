@@ -161,10 +161,20 @@ def test_a_tokens_result_does_not_depend_on_its_batch(product, tokens, machine):
         np.testing.assert_array_equal(found(x[first:last]), whole[first:last])
 
 
-@pytest.mark.parametrize("machine", ["sm89", "sm90", "sm100"])
-def test_any_order_of_threads_and_blocks_gives_the_same_bits(product, tokens, machine):
+@pytest.mark.parametrize(
+    ("name", "machine", "activations"),
+    [
+        ("s3-e4m3", "sm89", "auto"),
+        ("s3-e4m3", "sm90", "auto"),
+        ("s3-e4m3", "sm100", "auto"),
+        ("nvfp4", "sm100", "fp4"),
+    ],
+)
+def test_any_order_of_threads_and_blocks_gives_the_same_bits(
+    product, tokens, name, machine, activations
+):
     x = tokens(2, K)
-    results = [product("s3-e4m3", machine, seed=seed)(x) for seed in range(4)]
+    results = [product(name, machine, activations, seed=seed)(x) for seed in range(4)]
     assert all((result == results[0]).all() for result in results)
 
 
