@@ -44,7 +44,14 @@ def rows():
 
 @pytest.mark.parametrize(
     ("machine", "rounded"),
-    [("sm90", "fp8"), ("sm80", "float16"), ("sm120", "fp4"), ("sm80", "int8")],
+    [
+        ("sm90", "fp8"),
+        ("sm80", "float16"),
+        ("sm120", "fp4"),
+        ("sm100", "fp4"),
+        ("sm80", "int8"),
+        ("sm100", "int8"),
+    ],
 )
 def test_every_check_of_the_run_holds_for_our_products(coded, check, rows, machine, rounded):
     product = coded(machine, rounded)

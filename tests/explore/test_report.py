@@ -10,7 +10,7 @@ from unspool.decode.machine import machine
 from unspool.explore.report import predicted
 from unspool.perf.bound import COUNTED, ESTIMATED, RECORDED
 from unspool.perf.count import Count
-from unspool.spec.catalog import FORMATS
+from unspool.spec.catalog import FORMATS, parse
 
 HALF = Count(
     alu=0.5, fma=0, lds=0, cvt=0, other=0, total=0.5, registers=40, spills=0, traps=()
@@ -18,17 +18,18 @@ HALF = Count(
 
 
 @pytest.mark.parametrize(
-    ("target", "gpu", "activations", "source"),
+    ("name", "target", "gpu", "activations", "source"),
     [
-        ("sm89", "rtx4090", "fp8x2", COUNTED),
-        ("sm90", "h200", "fp8x2", COUNTED),
-        # packed E2M1 was counted, which no kernel multiplies there: E2M1 in bytes is recorded
-        ("sm100", "b200", "fp8x2", RECORDED),
-        ("sm120", "rtx5090", "fp4", COUNTED),
+        ("m2-e2m1", "sm89", "rtx4090", "fp8x2", COUNTED),
+        ("m2-e2m1", "sm90", "h200", "fp8x2", COUNTED),
+        ("m2-e2m1", "sm100", "b200", "fp4", COUNTED),
+        ("m2-e2m1", "sm120", "rtx5090", "fp4", COUNTED),
+        # packed E2M1 was counted, which no kernel multiplies so: E2M1 in bytes is recorded
+        ("m2-e2m1:b128-fp16", "sm100", "b200", "fp8x2", RECORDED),
     ],
 )
-def test_a_row_is_predicted_on_the_gpu_of_its_target(target, gpu, activations, source):
-    found = predicted(FORMATS["m2-e2m1"], machine(target), HALF)
+def test_a_row_is_predicted_on_the_gpu_of_its_target(name, target, gpu, activations, source):
+    found = predicted(parse(name), machine(target), HALF)
     assert found is not None
     assert (found.device, found.activations, found.m) == (gpu, activations, 1)
     assert found.instructions.source == source

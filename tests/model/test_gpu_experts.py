@@ -37,8 +37,9 @@ def rows(m: int) -> torch.Tensor:
         ("sm80", FORMATS["s3-e4m3"], "int8"),
         ("sm90", FORMATS["lut3-row"], "fp8"),
         ("sm90", TURNED, "auto"),
+        ("sm100", FORMATS["nvfp4"], "fp4"),
     ],
-    ids=["int8", "tables of rows", "rotated outputs"],
+    ids=["int8", "tables of rows", "rotated outputs", "scales in tensor memory"],
 )
 def test_a_token_has_the_bits_that_its_experts_give_it_alone(machine, fmt, activations):
     processor = SimulatedProcessor(machine)

@@ -13,7 +13,7 @@ from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.jit import OPTIONS
 from unspool.matmul.cuda.recipe import RUN_COLUMNS, TERMS, recipe
-from unspool.matmul.cuda.source import ROTATE_WARPS, prepare_kernel
+from unspool.matmul.cuda.source import ROTATE_WARPS, multiply_kernel, prepare_kernel
 from unspool.perf.loop import count_loop
 from unspool.perf.machine_code import kernels
 from unspool.perf.toolchain import toolchain, why_not
@@ -51,6 +51,7 @@ def test_a_loop_takes_little_beside_decoding(tools, name, machine):
     assert (found.spills, found.traps) == (0, ())
 
 
+@pytest.mark.parametrize("machine", ["sm100", "sm120"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -58,11 +59,25 @@ def test_a_loop_takes_little_beside_decoding(tools, name, machine):
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("m2-e2m1", "t2-e2m1", "m3-e2m1")),
     ],
 )
-def test_fp4_loops_take_little_beside_decoding(tools, name):
-    found = count_loop(recipe(FORMATS[name], MACHINES["sm120"], "fp4"), 16, tools)
+def test_fp4_loops_take_little_beside_decoding(tools, name, machine):
+    found = count_loop(recipe(FORMATS[name], MACHINES[machine], "fp4"), 16, tools)
     assert 0 < found.beside <= MOST_BESIDE, f"{found.total} with decoding at {found.decode}"
     assert (found.spills, found.traps) == (0, ())
-    assert found.opcodes["OMMA"] == 32  # two column blocks: 512 weights a thread, 32 each
+    # 512 weights a thread, 32 each: of two column blocks, or a store to tensor memory
+    product, count = ("STTM", 16) if machine == "sm100" else ("OMMA", 32)
+    assert found.opcodes[product] == count
+
+
+@pytest.mark.parametrize(
+    ("name", "activations", "opcodes"),
+    [("t2-e2m1", "int8", {"UTCIMMA"}), ("nvfp4", "fp4", {"UTCOMMA", "UTCCP"})],
+)
+def test_tcgen05_multiplies_by_a_unit_of_its_own(tools, name, activations, opcodes):
+    made = recipe(FORMATS[name], MACHINES["sm100"], activations)
+    kernel = multiply_kernel(made, tokens=16, output="bfloat16", slots=2)
+    cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
+    found = kernels(tools.disassemble(cubin), cubin)[kernel.name]
+    assert opcodes <= {opcode.split(".")[0] for opcode in found.opcodes}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +87,7 @@ def test_fp4_loops_take_little_beside_decoding(tools, name):
         *(
             pytest.param(name, machine, marks=pytest.mark.slow)
             for name in ("t2-e2m1", "t3-e2m3", "v1.5-e2m1")
-            for machine in ("sm80", "sm89", "sm90")
+            for machine in ("sm80", "sm89", "sm90", "sm100")
         ),
     ],
 )
@@ -80,8 +95,10 @@ def test_int8_loops_take_little_beside_decoding(tools, name, machine):
     found = count_loop(recipe(FORMATS[name], MACHINES[machine], "int8"), 16, tools)
     assert 0 < found.beside <= MOST_BESIDE, f"{found.total} with decoding at {found.decode}"
     assert (found.spills, found.traps) == (0, ())
-    # wgmma takes 64 rows x 16 tokens, mma.sync 16 rows x 8: a stage is 512 weights a thread
-    product, count = ("IGMMA", 32) if machine == "sm90" else ("IMMA", 64)
+    # wgmma takes 64 rows x 16 tokens, mma.sync 16 rows x 8: a stage is 512 weights a thread, of
+    # which a store to tensor memory takes 16
+    feeds = {"sm90": ("IGMMA", 32), "sm100": ("STTM", 32)}
+    product, count = feeds.get(machine, ("IMMA", 64))
     assert found.opcodes[product] == count
 
 

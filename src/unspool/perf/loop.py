@@ -1,8 +1,10 @@
 """The main loop of a fused product, counted whole: decode, loads, products, addresses, control.
 
 The loop is found in the machine code: the shortest stretch between a label and a jump back to it
-in which weights reach the matrix unit. One turn of it is one stage, 256 rows x 256 columns over 128
-threads; where steps are a loop inside, that loop goes round several times for one turn of the next.
+in which all weights reach the matrix unit (code that waits may stand far off, and jump back into
+the loop: such a stretch has some of them). One turn of it is one stage, 256 rows x 256 columns over
+128 threads; where steps are a loop inside, that loop goes round several times for one turn of the
+next.
 What a warp of its own does beside it (bringing stages, issuing products) is not in it.
 """
 
@@ -97,7 +99,8 @@ def _stage(disassembly: str, kernel: Kernel, made: Recipe) -> Counter[str]:
     code = instructions_of(disassembly, kernel.name)
     loops = [(target, last) for last, (_, target) in enumerate(code) if target is not None]
     loops = [(first, last) for first, last in loops if first <= last]
-    feeding = [loop for loop in loops if any(_FEEDS.match(name) for name, _ in _body(code, loop))]
+    fed = {loop: sum(bool(_FEEDS.match(name)) for name, _ in _body(code, loop)) for loop in loops}
+    feeding = [loop for loop in loops if fed[loop] == max(fed.values()) > 0]
     if not feeding:
         raise UnspoolError("a kernel's machine code has no main loop", where=kernel.name)
     inner = min(feeding, key=lambda loop: loop[1] - loop[0])

@@ -123,3 +123,60 @@ UNSPOOL_KERNEL(by_tensor_memory, Given, a) {
     tmem_fence_after();
     if (warp == 0 && a.mode != 15) tmem_release(memory, 32);
 }
+
+// Packed E2M1 with scales: A as above, B's core matrices, then words of four scales, of a row of A
+// (32 lanes by 4) and of a column of B (of 32 lanes two words count).
+UNSPOOL_KERNEL(by_scales, Given, a) {
+    char* shared = shared_memory();
+    Barrier *full = reinterpret_cast<Barrier*>(shared + 1536), *done = full + 1;
+    word* where = reinterpret_cast<word*>(shared + 1568);
+    const int warp = thread_index() / 32, lane = lane_index();
+    if (thread_index() == 0)
+        barrier_init(full, 1), barrier_init(done, 1), barrier_init_fence();
+    if (warp == 0) tmem_allocate(where, 32);
+    tmem_fence_before();
+    sync_block();
+    tmem_fence_after();
+    const word memory = load_shared<word>(where), operand = memory + 16, scales = memory + 24;
+    for (int half = 0; half < 2; ++half) {
+        word r[4];
+        load_a(a, 32 * warp + 16 * half, r);
+        tmem_store(operand + (word(32 * warp + 16 * half) << 16), r);
+    }
+    const bool stored = a.mode >= 7;  // scales of A, by every warp to its own lanes
+    word r[4];
+    for (int i = 0; i < 4; ++i) r[i] = word_at(a.in + b_from + b_bytes, 4 * lane + i);
+    if (a.mode == 8 && warp == 2) r[1] ^= 1;
+    if (a.mode == 9 && warp == 2 && lane == 5) r[1] |= 0x80;
+    const int lanes = 32 * warp + (a.mode == 10 ? 16 : 0);
+    if (stored) tmem_store_lanes(scales + (word(lanes) << 16), r);
+    tmem_store_wait();
+    tmem_fence_before();
+    sync_block();
+    if (thread_index() == 0) {
+        barrier_expect(full, 1536);
+        copy_bulk(shared, a.in + b_from, 1536, full);
+        if (a.mode != 1) barrier_wait(full, 0);
+        if (a.mode != 2) tmem_fence_after();
+        const unsigned long long of_a = tmem_descriptor(shared + 512, 0, 128);
+        if (!stored && a.mode != 3) tmem_copy(scales, of_a);
+        tmem_copy(scales + 4 + (a.mode == 4 ? 1 : 0), tmem_descriptor(shared + 1024, 0, 128));
+        tmem_mma_scaled<Kind::mxf4nvf4>(memory, operand, tmem_descriptor(shared, 256, 128), scales,
+                                        scales + 4 + (a.mode == 5 ? 1 : 0), 16, false);
+        if (a.mode == 6) tmem_copy(scales, of_a);
+        tmem_commit(done);
+    }
+    barrier_wait(done, 0);
+    tmem_fence_after();
+    for (int half = 0; half < 2; ++half)
+        for (int block = 0; block < 2; ++block) {
+            float d[4];
+            tmem_load_fragment(memory + (word(32 * warp + 16 * half) << 16) + 8 * block, d);
+            tmem_load_wait();
+            store_d(a, 32 * warp + 16 * half, 8 * block, d);
+        }
+    tmem_fence_before();
+    sync_block();
+    tmem_fence_after();
+    if (warp == 0) tmem_release(memory, 32);
+}

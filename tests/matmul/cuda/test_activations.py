@@ -11,6 +11,7 @@ from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError, WeightError
 from unspool.matmul.cuda.activations import quantize, rotated_input
 from unspool.matmul.cuda.arrange import arrange
+from unspool.matmul.cuda.device import machine_of
 from unspool.matmul.cuda.recipe import UNIT_BLOCK, Recipe, recipe
 from unspool.matmul.integer import quantize_activations
 from unspool.pack.random import random_matrix
@@ -56,7 +57,8 @@ def test_sixteen_operands_of_one_scale_are_sixteen_columns_of_a_plain_format():
     [
         ("m2-e4m3", "sm120", "do not multiply the code's values as packed E2M1"),
         ("m2-e2m1", "sm90", "do not multiply the code's values as packed E2M1"),
-        ("m2-e2m1", "sm100", "belong in tensor memory"),
+        ("m2-e4m3", "sm100", "do not multiply the code's values as packed E2M1"),
+        ("m2-e2m1:b16-e4m3", "sm100", "blocks of 16 columns end among 16 operands of one scale"),
         ("m2-e2m1:b128-fp16", "sm120", "not E4M3"),
         ("m2-e2m1:b16-e4m3", "sm120", "blocks of 16 columns end among 16 operands of one scale"),
     ],
@@ -76,26 +78,38 @@ def test_scales_that_the_unit_cannot_read_are_refused(name, wrong):
         arrange(replace(matrix, scale=scale), recipe(fmt, SM120, "fp4"))
 
 
-def test_the_kernel_makes_the_operands_and_scales_of_the_definition(product, tokens):
-    found, x = product("m2-e2m1", "sm120", "fp4"), tokens(9, 520)
-    planned, made = found.plan(9), found.made
+@pytest.mark.parametrize(("machine", "m"), [("sm120", 9), ("sm100", 9), ("sm100", 40)])
+def test_the_kernel_makes_the_operands_and_scales_of_the_definition(product, tokens, machine, m):
+    found, x = product("m2-e2m1", machine, "fp4"), tokens(m, 520)
+    planned, made = found.plan(m), found.made
     raw, token_scales = found.prepare(x, planned)
     columns, stage = planned.columns, made.geometry.stage_columns
     stages = raw.reshape(planned.stages, -1)
     operands, scales = np.split(stages, [stage // 2 * columns], axis=1)
-    # [16 bytes of 32 operands][block of 8 tokens][token][byte], then [token][slice][16 columns]
+    # [16 bytes of 32 operands][block of 8 tokens][token][byte], then words of four scales
     halves = operands.reshape(planned.stages, stage // 32, columns // 8, 8, 16)
     nibbles = np.stack((halves & 15, halves >> 4), axis=-1)
     codes = nibbles.transpose(2, 3, 0, 1, 4, 5).reshape(columns, -1, UNIT_BLOCK)
-    of_block = scales.reshape(planned.stages, columns, -1).swapaxes(0, 1).reshape(columns, -1)
+    of_block = scales[:, scale_bytes(made, columns, stage // 64)].swapaxes(0, 1)
+    of_block = of_block.reshape(columns, -1)
     placed = E2M1.values()[codes] * E4M3.values()[of_block][:, :, None]
     order = made.geometry.columns().reshape(-1)
     values = np.empty((columns, codes.size // columns // order.size, order.size))
     values[:, :, order] = placed.reshape(values.shape)
     want = quantize(x, made)
     width = want.terms.shape[2]
-    np.testing.assert_array_equal(values.reshape(columns, -1)[:9, :width], want.terms[0])
-    np.testing.assert_array_equal(token_scales[:9], want.scales)
+    np.testing.assert_array_equal(values.reshape(columns, -1)[:m, :width], want.terms[0])
+    np.testing.assert_array_equal(token_scales[:m], want.scales)
+
+
+def scale_bytes(made: Recipe, columns: int, slices: int) -> np.ndarray:
+    """Where the scales of a token, slice and block of 16 stand behind the operands."""
+    token, one = np.arange(columns)[:, None], np.arange(slices)
+    if made.loop == "mma_sync":  # [token][slice]
+        at = 4 * (slices * token + one)
+    else:  # two columns of tensor memory per slice: rows of 16 bytes are two slices of a token
+        at = 512 * (one // 2) + 16 * (token % 32) + 8 * (one % 2) + 4 * (token // 32)
+    return at[:, :, None] + np.arange(4)
 
 
 def test_int8_of_gaussian_activations_is_off_by_less_than_a_hundredth():
@@ -122,7 +136,7 @@ def rows_of_every_kind() -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+@pytest.mark.parametrize("machine", ["sm80", "sm90", "sm100"])
 def test_int8_is_rounded_as_cpus_round_it(product, machine):
     """On a CPU a scale is of 128 columns: for so many both have the same."""
     found, x = product("int4", machine, "int8", k=128), rows_of_every_kind()
@@ -162,9 +176,14 @@ def test_the_kernel_makes_the_int8_of_the_definition(product, tokens):
         ("fp8-e4m3", "sm80", "do not multiply the code's values as INT8"),
         ("lut3-row", "sm80", "do not multiply the code's values as INT8"),
         ("nvfp4", "sm80", "blocks of 16 columns end inside a step of 32"),
-        ("t2-e2m1", "sm100", "no kernel's here"),
     ],
 )
 def test_what_int8_does_not_multiply_is_refused_with_the_reason(name, machine, reason):
     with pytest.raises(DeclarationError, match=reason):
         recipe(FORMATS[name], MACHINES[machine], "int8")
+
+
+def test_a_gpu_without_integer_products_refuses_int8_with_the_reason():
+    assert recipe(FORMATS["t2-e2m1"], machine_of((10, 0)), "int8").kind == "s8"
+    with pytest.raises(DeclarationError, match=r"sm_103a has no matrix unit for INT8.*fp8x2"):
+        recipe(FORMATS["t2-e2m1"], machine_of((10, 3)), "int8")

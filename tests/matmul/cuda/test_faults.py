@@ -13,6 +13,7 @@ from unspool.errors import UnspoolError
 from unspool.matmul import cuda
 from unspool.matmul.cuda import simulate
 from unspool.matmul.cuda.source import HARDWARE
+from unspool.spec.operand import E2M1, E4M3
 
 HERE = Path(__file__).parent
 RIGHT, SEEDS = 0, (0, 1, 2)
@@ -189,3 +190,54 @@ def test_wrong_products_are_seen(kernels, name, mode):
 def test_faults_of_products_are_caught_and_named(kernels, name, mode, message):
     with pytest.raises(UnspoolError, match=message):
         multiply(kernels, name, mode)
+
+
+def multiply_scaled(kernels: simulate.Simulation, mode: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel of packed E2M1 found, and what it should have: D[128, 16]."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, (rows, 32), np.uint8) for rows in (128, 16))
+    of_a, of_b = (rng.integers(1, 0x7F, (rows, 4), np.uint8) for rows in (128, 16))
+    cores = b.reshape(2, 8, 2, 16).transpose(2, 0, 1, 3)
+    lanes = of_a.reshape(4, 32, 4).swapaxes(0, 1)  # row m: lane m % 32, column m // 32
+    tokens = np.zeros((32, 4, 4), np.uint8)
+    tokens[:16, 0] = of_b
+    parts = (a, cores, lanes, tokens)
+    words = np.zeros(16384, np.uint32)
+    given = np.concatenate([part.reshape(-1) for part in parts]).view(np.uint32)
+    words[: given.size] = given
+    out = np.full((128, 16), np.nan, np.float32)
+    simulate.run(
+        kernels, "by_scales", Given(simulate.address(words), simulate.address(out), mode),
+        {"words": words, "out": out}, grid=(1, 1), threads=128, shared_bytes=1584,
+    )  # fmt: skip
+    left, right = (
+        E2M1.values()[np.stack((codes & 15, codes >> 4), -1)].reshape(len(codes), 4, 16)
+        * E4M3.values()[scales][:, :, None]
+        for codes, scales in ((a, of_a), (b, of_b))
+    )
+    return out, (left.reshape(128, 64) @ right.reshape(16, 64).T).astype(np.float32)
+
+
+@pytest.mark.parametrize("mode", [RIGHT, 7])  # scales copied, or stored by every warp
+def test_scaled_products_are_rounded_once(kernels, mode):
+    found, expected = multiply_scaled(kernels, mode)
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        (1, "never written|under way|without a barrier"),
+        (2, "tcgen05.cp after a barrier, without tmem_fence_after"),
+        (3, "never written"),
+        (4, "outside of what was allocated"),
+        (5, "an odd one"),
+        (6, "under way|overwritten without a barrier"),
+        (8, "not the same in every warp's lanes"),
+        (9, "a scale with a sign"),
+        (10, "begins among a warp's lanes"),
+    ],
+)
+def test_faults_of_scales_are_caught_and_named(kernels, mode, message):
+    with pytest.raises(UnspoolError, match=message):
+        multiply_scaled(kernels, mode)

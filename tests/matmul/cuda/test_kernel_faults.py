@@ -99,7 +99,7 @@ WGMMA_ONE_SET = (
 
 TCGEN05 = (
     skip("tmem_store_wait();\n    tmem"),
-    skip("tmem_fence_before();\n}\n\nUNSPOOL_DEVICE void load_sums"),
+    skip("tmem_fence_before();\n}\n\ntemplate"),
     skip("tmem_fence_after();\n#pragma"),
     skip("sync_named(1, decoders);"),
     skip("tmem_load_wait();\n"),
@@ -109,8 +109,8 @@ TCGEN05 = (
     skip("tmem_fence_after();\n    store"),
     skip("barrier_arrive(hands.ready + buffer)"),
     skip("barrier_wait(hands.ready + buffer"),
-    skip("tmem_fence_after();\n            for"),
-    ("columns, !begins || q > 0);", "columns, FAULT || !begins || q > 0);"),
+    skip("tmem_fence_after();\n            if (block"),
+    ("!begins || q > 0);", "FAULT || !begins || q > 0);"),
     skip("tmem_commit(hands.free + buffer)"),
     skip("tmem_commit(pipeline.empty"),
     ("warp, j % 2), weights[q][j]", "warp, j % 2 ^ FAULT), weights[q][j]"),
@@ -135,6 +135,38 @@ UNIT_SCALES = (
     ("activations + operand_stage_bytes,", "activations + operand_stage_bytes - 128 * FAULT,"),
 )
 
+TOKEN_SCALES_TCGEN05 = (
+    ("if (block_scaled && step", "if (block_scaled && !FAULT && step"),
+    ("step == 0) copy_scales", "step == FAULT) copy_scales"),
+    ("odd ^= 1;", "odd ^= !FAULT;"),  # into what products still read
+    ("from, 0, 128)", "from, 0, 128 + 16 * FAULT)"),
+    ("tmem_descriptor(from", "tmem_descriptor(from + 16 * FAULT"),  # another token
+    ("columns + slice * scale_words", "columns + (slice ^ FAULT) * scale_words"),
+    ("scale_words,\n", "scale_words + FAULT,\n"),  # an odd column
+    ("of_b = four | integer", "of_b = (four && !FAULT) | integer"),
+    ("format << 7 | of_b", "format << 7 | word(FAULT) << 23 | of_b"),  # E8M0 scales
+    ("sums = four ? 0", "sums = four && !FAULT ? 0"),  # other bytes of a word of scales
+    skip("tmem_fence_after();\n            if (block"),
+    skip("barrier_wait(hands.ready + buffer"),
+    skip("tmem_commit(pipeline.empty"),
+)
+
+WEIGHT_SCALES_TCGEN05 = (
+    ("code_bytes + 128 * i", "code_bytes + 128 * (i ^ 4 * FAULT)"),  # the other tile's
+    ("? stage + code_bytes", "? stage + 1024 * FAULT + code_bytes"),  # another slice's
+    ("scales + 4 * (slice * tiles + tile)", "scales + 4 * (slice * tiles + (tile ^ FAULT))"),
+    ("scales + 4 * (slice", "scales + 4 * ((slice ^ FAULT)"),
+    ("scales + weight_scale_columns", "scales + weight_scale_columns * !FAULT"),
+)
+
+ONES_TCGEN05 = (
+    ("if (one_columns) tmem_store", "if (one_columns && !FAULT) tmem_store"),
+    ("ones[4] = {four_ones,", "ones[4] = {FAULT ? four_ones + 8 : four_ones,"),
+    ("ones_from, warp", "ones_from, warp ^ FAULT"),
+    ("0), ones", "FAULT), ones"),
+    skip("tmem_store_wait();\n    tmem"),
+)
+
 WHOLE = (
     ("sum = int(bits); }", "sum = FAULT ? int(as_float(bits)) : int(bits); }"),
     ("total[i] = float(part[i]);", "total[i] = FAULT ? as_float(part[i]) : float(part[i]);"),
@@ -148,6 +180,21 @@ WHOLE_BLOCKS = (
     ("i & 2 ? odd : even", "(i & 2) != 2 * FAULT ? odd : even"),
 )
 
+WHOLE_TCGEN05 = (
+    ("integer = kind == Kind::s8;", "integer = kind == Kind::s8 && !FAULT;"),
+    skip("tmem_load_wait();\n"),
+    skip("barrier_wait(hands.sums_ready"),
+    skip("barrier_arrive(hands.sums_free)"),
+    ("!begins || q > 0);", "FAULT || !begins || q > 0);"),
+)
+
+WHOLE_BLOCKS_TCGEN05 = (
+    ("return (step + 1) % scale_steps == 0;", "return (step + 1 + FAULT) % scale_steps == 0;"),
+    ("scale_mode != in_sums || (step + 1) %", "scale_mode != in_sums || (step + 1 + FAULT) %"),
+    ("parts ^ 1);\n", "parts ^ 1 ^ FAULT);\n"),
+    ("i & 2 ? odd : even", "(i & 2) != 2 * FAULT ? odd : even"),
+)
+
 FAULTS: dict[Case, tuple[Fault, ...]] = {
     ("t2-e2m1", "sm89", "fp8x2"): FINISH + MMA_SYNC + TWO_COLUMN_BLOCKS,
     ("t2-e2m1", "sm90", "fp8x2"): FINISH + PIPELINE + WGMMA,
@@ -155,9 +202,13 @@ FAULTS: dict[Case, tuple[Fault, ...]] = {
     ("t2-e2m1", "sm90", "fp8x3"): WGMMA_ONE_SET,
     ("t2-e2m1", "sm100", "fp8x2"): FINISH + PIPELINE + TCGEN05,
     ("nvfp4", "sm120", "fp4"): UNIT_SCALES,
+    ("nvfp4", "sm100", "fp4"): TOKEN_SCALES_TCGEN05 + WEIGHT_SCALES_TCGEN05,
+    ("v1.5-e2m1", "sm100", "fp4"): TOKEN_SCALES_TCGEN05 + ONES_TCGEN05,
     ("t2-e2m1", "sm80", "int8"): FINISH + MMA_SYNC + WHOLE,
     ("t2-e2m1", "sm90", "int8"): WGMMA_TWO_SETS,
     ("int4", "sm80", "int8"): WHOLE_BLOCKS,
+    ("t2-e2m1", "sm100", "int8"): WHOLE + WHOLE_TCGEN05,
+    ("int4", "sm100", "int8"): WHOLE_BLOCKS_TCGEN05,
 }
 
 

@@ -77,6 +77,10 @@ GMMA_D = Cute(((4, 128), (8, 1), (4, 16)), ((2, 64), (2, 8), (32, 512)))
 TMEM_128 = Cute(((4, 32), (8, 256)), ((32, 1), (2, 2048), (2, 128)))
 TMEM_256 = Cute(((4, 64), (8, 256)), ((64, 1), (2, 2048)))
 TMEM_32 = Cute(((32, 32),), ((32, 1),))
+# copy_traits_sm100.hpp, in bits: SM100_UTCCP_4x32dp128bit_1cta, ValID
+UTCCP = Cute(((32, 128),), ((128, 1), (4, 4096)))
+# mma_traits_sm100.hpp, tmem_sf_frg of 128 rows and four scales, in bytes: lanes first
+TMEM_SF = Cute(((32, 1), (4, 512)), ((4, 128), (4, 32)))
 # copy_traits_sm75.hpp, in bits: SM75_U32x4_LDSM_N; a row's address is a lane's, 128 bits each
 LDSM = Cute(((32, 32),), ((32, 1), (4, 1024)))
 
@@ -98,6 +102,8 @@ SECOND = [
     ("store_spot", Second(TMEM_128, 256, 32, copy=True)),
     ("load_spot", Second(TMEM_256, 256, 32, copy=True)),
     ("row_spot", Second(TMEM_32, 32, 32, copy=True)),
+    ("copy_spot", Second(UTCCP, 128, 32, copy=True)),
+    ("memory_scale_spot", Second(TMEM_SF, 128, 1)),
     ("matrix_spot", Second(LDSM, 128, 32, copy=True)),
 ]
 
@@ -147,10 +153,16 @@ CUTLASS_FIELDS = {
         (None, 1), ("base", 3), ("leading_mode", 1), (None, 3), (None, 5), ("swizzle", 3),
     ],
     "INSTRUCTION_DESCRIPTOR": [
-        (None, 2), ("sparse", 1), (None, 1), ("d_format", 2), (None, 1), ("a_format", 3),
+        (None, 2), ("sparse", 1), ("saturate", 1), ("d_format", 2), (None, 1), ("a_format", 3),
         ("b_format", 3), ("negate", 2), ("transpose", 2), ("n", 6), (None, 1), ("m", 5), (None, 3),
     ],
 }  # fmt: skip
+# InstrDescriptorBlockScaled
+CUTLASS_FIELDS["SCALED_DESCRIPTOR"] = [
+    (None, 2), ("sparse", 1), (None, 1), ("b_scale", 2), (None, 1), ("a_format", 3),
+    ("b_format", 3), ("negate", 2), ("transpose", 2), ("n", 6), ("scale_format", 1), ("m", 5),
+    ("a_scale", 2), ("k", 1),
+]  # fmt: skip
 DROPPED = {"start": 4, "leading": 4, "stride": 4, "n": 3, "m": 4}
 
 
@@ -177,11 +189,13 @@ def test_operand_b_lies_as_cute_lays_it_without_swizzle() -> None:
 
 
 def test_formats_are_those_of_cutlass() -> None:
-    # enum class MXF8F6F4Format; F16F32Format::F16; MXF4Format::E2M1; S8Format::INT8; CFormat::F32
-    theirs = {"e4m3": 0, "e5m2": 1, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4, "f8f6f4_e2m1": 5, "f16": 0}
-    theirs |= {"mxf4nvf4": 1, "s8": 1}
-    assert dict(layouts.FORMATS) == theirs
-    assert layouts.FLOAT32_FORMAT == 1
+    # enum class MXF8F6F4Format; F16F32Format::F16; MXF4Format::E2M1; S8Format::INT8
+    a = {"e4m3": 0, "e5m2": 1, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4, "f8f6f4_e2m1": 5, "f16": 0}
+    a |= {"mxf4nvf4": 1, "s8": 1}
+    b = dict.fromkeys(a, a["e4m3"]) | {kind: a[kind] for kind in ("f16", "mxf4nvf4", "s8")}
+    # enum class CFormat: F32, S32; InstrDescriptorBlockScaled has none
+    d = dict.fromkeys(a, 1) | {"s8": 2, "mxf4nvf4": 0}
+    assert dict(layouts.FORMATS) == {kind: (a[kind], b[kind], d[kind]) for kind in a}
 
 
 def test_four_bits_stand_where_cutlass_shifts_them() -> None:

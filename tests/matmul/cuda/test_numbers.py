@@ -22,9 +22,7 @@ def kernels() -> simulate.Simulation:
     if simulate.why_not():
         pytest.skip(simulate.why_not())
     text = (Path(__file__).parent / "numbers.cuh").read_text()
-    product = (
-        "namespace unspool { UNSPOOL_DEVICE constexpr word product_of(Kind, int) { return 0; } }"
-    )
+    product = "namespace unspool { UNSPOOL_DEVICE word product_of(Kind, int) { return 0; } }"
     return simulate.build(header() + product + text)
 
 

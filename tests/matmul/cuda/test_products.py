@@ -31,10 +31,13 @@ QUICK = [
     ("m2-e2m1", "sm100", "auto"),
     ("int4", "sm100", "auto"),
     ("nf4", "sm100", "auto"),
+    ("t2-e2m1", "sm100", "int8"),
     ("s3-e4m3", "sm120", "auto"),
     ("v1.5-e2m1", "sm120", "fp8x3"),
     ("m2-e2m1", "sm120", "fp4"),
     ("nvfp4", "sm120", "fp4"),
+    ("m2-e2m1", "sm100", "fp4"),
+    ("nvfp4", "sm100", "fp4"),
 ]
 FP4 = ("t1-e2m1", "v1.5-e2m1", "t1.5-e2m1", "t2-e2m1", "m3-e2m1", "mxfp4")
 INTEGERS = ("s2-e4m3", "s3-e4m3", "t2-e2m1", "t4-e2m3", "v1.5-e2m1", "m2-e2m1", "m3-e4m3", "int8",
@@ -46,11 +49,15 @@ SLOW = [
     for name in NAMES
     for machine in ("sm80", "sm89", "sm90", "sm100", "sm120")
 ]
-SLOW += [pytest.param(name, "sm120", "fp4", marks=pytest.mark.slow) for name in FP4]
+SLOW += [
+    pytest.param(name, machine, "fp4", marks=pytest.mark.slow)
+    for name in FP4
+    for machine in ("sm100", "sm120")
+]
 SLOW += [
     pytest.param(name, machine, "int8", marks=pytest.mark.slow)
     for name in INTEGERS
-    for machine in ("sm80", "sm89", "sm90", "sm120")
+    for machine in ("sm80", "sm89", "sm90", "sm100", "sm120")
 ]
 
 
@@ -73,23 +80,33 @@ def test_odd_sizes(product, expected, tokens, machine, n, k):
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (257, 769)])
-def test_odd_sizes_of_fp4(product, expected, tokens, n, k):
-    found, x = product("nvfp4", "sm120", "fp4", n=n, k=k), tokens(2, k)
+@pytest.mark.parametrize("machine", ["sm100", "sm120"])
+def test_odd_sizes_of_fp4(product, expected, tokens, machine, n, k):
+    found, x = product("nvfp4", machine, "fp4", n=n, k=k), tokens(2, k)
     want, magnitude = expected(found, x)
     assert (np.abs(found(x) - want) <= BOUND * magnitude + 1e-30).all()
 
 
+@pytest.mark.parametrize("name", ["m2-e2m1", "nvfp4"])
+def test_scales_of_more_tokens_than_lanes_stand_in_the_next_column(product, expected, tokens, name):
+    found, x = product(name, "sm100", "fp4"), tokens(40, K)
+    want, magnitude = expected(found, x)
+    assert found.plan(40).tokens == 64
+    assert (np.abs(found(x) - want) <= BOUND * magnitude).all()
+
+
+@pytest.mark.parametrize("machine", ["sm100", "sm120"])
 def test_blocks_that_share_fp4_rows_give_a_token_the_same_bits_in_any_batch(
-    product, expected, tokens
+    product, expected, tokens, machine
 ):
-    found, x = product("nvfp4", "sm120", "fp4", n=520, k=1200, blocks=5), tokens(12, 1200)
+    found, x = product("nvfp4", machine, "fp4", n=520, k=1200, blocks=5), tokens(12, 1200)
     whole, (want, magnitude) = found(x), expected(found, x)
     assert (np.abs(whole - want) <= 2 * BOUND * magnitude).all()
     for first, last in ((0, 1), (3, 11), (11, 12)):
         np.testing.assert_array_equal(found(x[first:last]), whole[first:last])
 
 
-@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+@pytest.mark.parametrize("machine", ["sm80", "sm90", "sm100"])
 @pytest.mark.parametrize("blocks", [1, 5])
 def test_sums_of_int8_are_exact_whoever_adds_them(product, tokens, machine, blocks):
     found, x = product("t2-e2m1", machine, "int8", n=520, k=1200, blocks=blocks), tokens(11, 1200)
@@ -103,7 +120,7 @@ def test_sums_of_int8_are_exact_whoever_adds_them(product, tokens, machine, bloc
     np.testing.assert_array_equal(found(x), want)
 
 
-@pytest.mark.parametrize("machine", ["sm80", "sm90"])
+@pytest.mark.parametrize("machine", ["sm80", "sm90", "sm100"])
 def test_blocks_of_int8_are_whole_sums_times_their_scales(product, tokens, machine):
     found, x = product("int4", machine, "int8", n=260, k=640, blocks=1), tokens(3, 640)
     matrix, rounded = found.matrix, quantize(x, found.made)
@@ -144,10 +161,20 @@ def test_a_tokens_result_does_not_depend_on_its_batch(product, tokens, machine):
         np.testing.assert_array_equal(found(x[first:last]), whole[first:last])
 
 
-@pytest.mark.parametrize("machine", ["sm89", "sm90", "sm100"])
-def test_any_order_of_threads_and_blocks_gives_the_same_bits(product, tokens, machine):
+@pytest.mark.parametrize(
+    ("name", "machine", "activations"),
+    [
+        ("s3-e4m3", "sm89", "auto"),
+        ("s3-e4m3", "sm90", "auto"),
+        ("s3-e4m3", "sm100", "auto"),
+        ("nvfp4", "sm100", "fp4"),
+    ],
+)
+def test_any_order_of_threads_and_blocks_gives_the_same_bits(
+    product, tokens, name, machine, activations
+):
     x = tokens(2, K)
-    results = [product("s3-e4m3", machine, seed=seed)(x) for seed in range(4)]
+    results = [product(name, machine, activations, seed=seed)(x) for seed in range(4)]
     assert all((result == results[0]).all() for result in results)
 
 

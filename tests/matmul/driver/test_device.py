@@ -126,14 +126,28 @@ def test_real_machine_code_is_for_the_gpu_it_was_compiled_for(capability):
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(jit.why_not()), reason=jit.why_not() or "compiling works")
-@pytest.mark.parametrize("capability", device._NAMED)
-def test_the_fused_product_compiles_for_every_gpu(capability, tmp_path):
+@pytest.mark.parametrize(
+    ("capability", "name", "activations"),
+    [
+        *((capability, "m2-e4m3", "auto") for capability in device._NAMED),
+        *((capability, "nvfp4", "fp4") for capability in device._NAMED if capability >= (10, 0)),
+    ],
+)
+def test_the_fused_product_compiles_for_every_gpu(capability, name, activations, tmp_path):
     machine = machine_of(capability)
-    made = recipe(FORMATS["m2-e4m3"], machine)
+    made = recipe(FORMATS[name], machine, activations)
     kernel = multiply_kernel(made, tokens=16, output="bfloat16", slots=2)
     cubin = jit.compile(kernel.source, kernel.architecture, kept=CubinCache(folder=tmp_path))
     assert f"sm_{architecture_number(cubin)}" == machine.architecture.rstrip("a")
     assert kernel.name.encode() in cubin
+
+
+@pytest.mark.skipif(bool(jit.why_not()), reason=jit.why_not() or "compiling works")
+def test_int8_of_10_0_is_no_kernel_for_10_3(tmp_path):
+    made = recipe(FORMATS["t2-e2m1"], machine_of((10, 0)), "int8")
+    kernel = multiply_kernel(made, tokens=16, output="bfloat16", slots=2)
+    with pytest.raises(UnspoolError, match="no kind::i8 here"):
+        jit.compile(kernel.source, "sm_103a", kept=CubinCache(folder=tmp_path))
 
 
 def test_no_driver_is_told(monkeypatch):

@@ -196,7 +196,7 @@ UNSPOOL_DEVICE void store_run(const ActivationArguments& a, char* tile, int toke
     store_global<unsigned short>(
         at + place % operands_per_half / 2,
         (unsigned short)e2m1_of(scaled[0], scaled[1], scaled[2], scaled[3]));
-    char* scales = to + operand_stage_bytes + slice / 4 * 16 * columns + 16 * token + slice % 4 * 4;
+    char* scales = to + operand_stage_bytes + token_scale_at(slice, token);
     if (lane % 4 == 0) store_global<unsigned char>(scales + place % 64 / 16, (unsigned char)scale);
 }
 

@@ -5,7 +5,8 @@
 //   threads        128: a warpgroup                     token_blocks, terms   columns of the product
 //   steps          of a stage                           slices                of a step
 //   step_words     stored words of a thread's step      ring_words, rings     of a thread's step
-//   code_bytes, unit_bytes, level_steps, block_scaled   as recipe.py has them
+//   code_bytes, unit_bytes, level_steps, block_scaled, scale_rows, scale_words, token_scale_bytes
+//                  as recipe.py has them
 //   whole          whether sums are whole numbers
 //   kind           of product                           slots                 stages in flight
 //   term_step      what a term is worth of the one before it, inverted
@@ -34,10 +35,18 @@ constexpr int tokens = 8 * token_blocks;        // of a tile
 constexpr int column_blocks = terms * token_blocks;
 constexpr int columns = 8 * column_blocks;      // of the product, [term][token]
 constexpr int operand_stage_bytes = steps * slices * 32 * columns;
-// FP4: behind the operands [slice / 4][column][slice % 4] four E4M3, one per 16 of a slice
-constexpr int activation_bytes = operand_stage_bytes + block_scaled * steps * slices * 4 * columns;
+// FP4: behind the operands words of four E4M3, one per 16 of a slice (`token_scale_at`)
+constexpr int activation_bytes = operand_stage_bytes + token_scale_bytes;
 constexpr int stage_bytes = unit_bytes + activation_bytes;
 constexpr int products = 4;                     // of 16 rows (per warp) that take a ring's 8 rows
+constexpr word four_ones = 0x38383838;          // such a word that changes nothing
+
+// Where the word of a token and slice stands behind the operands: a row of 16 bytes has the words of
+// as many slices as fit, of tokens `scale_rows` apart side by side.
+UNSPOOL_DEVICE int token_scale_at(int slice, int token) {
+    const int i = slice * scale_words + token / scale_rows;
+    return i / 4 * 16 * scale_rows + token % scale_rows * 16 + i % 4 * 4;
+}
 
 // INT8 products are summed in whole numbers, all others in FP32. Where blocks of scales meet their
 // sums, those of a row are FP32, too.

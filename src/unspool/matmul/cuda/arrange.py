@@ -2,8 +2,8 @@
 
     unit      [row block][stage]: codes, then the scales of its blocks; one contiguous copy
     codes     [step][vector][thread][word]: a warp's load of a vector is 512 (256, 128) bytes
-    scales    binary16 [block][row of the row block]; where the matrix unit applies them E4M3
-              [two slices][thread][rows 2 j, 2 j + 1 of its ring][of 16 columns], see `_unit_blocks`
+    scales    binary16 [block][row of the row block]; where the matrix unit applies them words of
+              four E4M3, of 16 columns each, in the order of `_unit_words`
     row scale float32 [row]: what multiplies the finished sum
 
 Both are bijections of what is stored, except that scales are turned into binary16 times a power of
@@ -21,7 +21,7 @@ import numpy as np
 from unspool.decode.lowering import reorder
 from unspool.encode.rotate import signs
 from unspool.errors import WeightError
-from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, Geometry
+from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, THREADS, Geometry
 from unspool.matmul.cuda.recipe import REGISTERS, ROW, SUMS, UNIT, UNIT_BLOCK, Recipe
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
@@ -30,6 +30,7 @@ from unspool.spec.operand import E4M3
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8, UInt32
 
+WARPS = THREADS // 32
 _UNIT_TOP = 2.0**8
 _TOP = 15
 """Scales are at most 2**15 as binary16, and so are weights multiplied with them."""
@@ -154,10 +155,7 @@ def _blocks(halves: np.ndarray, made: Recipe, rows: int, across: int) -> np.ndar
 
 
 def _unit_blocks(scales: np.ndarray, made: Recipe, rows: int, across: int) -> np.ndarray:
-    """Bytes `[row blocks, stages, 256 x stage columns / 16]` of scales `[row, block]`.
-
-    Thread t of a quad has the scales of row 2 j + t % 2 of its ring for slice t // 2 of a pair.
-    """
+    """Bytes `[row blocks, stages, 256 x stage columns / 16]` of scales `[row, block]`."""
     geometry, block = made.geometry, made.format.scale.block
     assert block is not None
     positive = E4M3.values()[:0x7F]
@@ -175,13 +173,28 @@ def _unit_blocks(scales: np.ndarray, made: Recipe, rows: int, across: int) -> np
     missing = max(0, int(firsts.max()) // block + 1 - patterns.shape[1])
     padded = np.pad(patterns, ((0, rows - len(patterns)), (0, missing)))
     stages = columns // geometry.stage_columns
-    split = (
-        padded[:, firsts // block]
-        .astype(np.uint8)
-        .reshape(rows // BLOCK_ROWS, BLOCK_ROWS // ROWS, ROWS // 2, 2, stages, -1, 2, QUARTER)
-    )  # row block, ring, j, row of two | stage, pair, slice of two, 16 columns
-    ordered = np.ascontiguousarray(split.transpose(0, 4, 5, 1, 6, 3, 2, 7))
-    return ordered.reshape(rows // BLOCK_ROWS, stages, -1)
+    words = padded[:, firsts // block].astype(np.uint8)
+    return _unit_words(words.reshape(rows, stages, -1, QUARTER), made)
+
+
+def _unit_words(
+    words: UInt8[np.ndarray, "rows stages slices quarter"], made: Recipe
+) -> UInt8[np.ndarray, "row_blocks stages bytes"]:
+    """A row's words of scales, one per slice, where the matrix unit finds them.
+
+    mma.sync: [two slices][thread][j], thread t of a quad has row 2 j + t % 2 of its ring for slice
+    t // 2 of the pair. tcgen05: [slice][tile][row % 32][row // 32] of the tile's 128 rows, which
+    are half j % 2, row i % 2 of two, ring g of warp w, as `tcgen05.cuh` puts row i = 2 j + i % 2.
+    """
+    stages = words.shape[1]
+    blocks = len(words) // BLOCK_ROWS
+    if made.loop == "tcgen05":  # row block, warp, g, tile, half, row of two | stage, slice
+        split = words.reshape(blocks, WARPS, ROWS, 2, 2, 2, stages, -1, QUARTER)
+        ordered = split.transpose(0, 6, 7, 3, 4, 5, 2, 1, 8)
+    else:  # row block, ring, j, row of two | stage, pair, slice of two
+        split = words.reshape(blocks, -1, ROWS // 2, 2, stages, words.shape[2] // 2, 2, QUARTER)
+        ordered = split.transpose(0, 4, 5, 1, 6, 3, 2, 7)
+    return np.ascontiguousarray(ordered).reshape(blocks, stages, -1)
 
 
 def _levels(

@@ -78,6 +78,8 @@ _NEXT = Digit(size=2, column=1)
 _EITHER_PAIR = Digit(size=2)
 _ANY_OF_QUAD = Digit(size=4)
 _SCALES = Digit(size=4, column=1)
+_LANES = Digit(size=32, row=1)
+_PARTITIONS = Digit(size=4, row=32)
 
 FRAGMENTS: Mapping[str, Fragment] = {
     "a_spot": Fragment(
@@ -130,8 +132,21 @@ FRAGMENTS: Mapping[str, Fragment] = {
     ),
     "row_spot": Fragment(
         source="tcgen05 data movement shape .32x32b; row: lane of tensor memory",
-        threads=(Digit(size=32, row=1),),
+        threads=(_LANES,),
         registers=(Digit(size=128, column=1),),
+    ),
+    "copy_spot": Fragment(
+        # thread: which 16 bytes of shared memory; row: lane of tensor memory, of every warp's 32
+        source="tcgen05.cp of shape .32x128b with .warpx4",
+        threads=(_LANES,),
+        registers=(Digit(size=4, column=1), _PARTITIONS),
+    ),
+    "memory_scale_spot": Fragment(
+        # thread: row of operand A or column of B; registers: a scale per 16 operands of a slice,
+        # and its copies; row: lane of tensor memory, column: byte from where the scales begin
+        source="Layout of the scale factor A and B matrices for scale_vec::4X with K=64",
+        threads=(_LANES, Digit(size=4, column=4)),
+        registers=(_SCALES, _PARTITIONS),
     ),
     "matrix_spot": Fragment(
         # row: which lane gives the address; column: which word of the 16 bytes there
@@ -174,6 +189,7 @@ TENSOR_DESCRIPTOR: Mapping[str, Field] = {
 
 INSTRUCTION_DESCRIPTOR: Mapping[str, Field] = {
     "sparse": Field(first=2, bits=1),
+    "saturate": Field(first=3, bits=1),
     "d_format": Field(first=4, bits=2),
     "a_format": Field(first=7, bits=3),
     "b_format": Field(first=10, bits=3),
@@ -182,17 +198,38 @@ INSTRUCTION_DESCRIPTOR: Mapping[str, Field] = {
     "n": Field(first=17, bits=6, dropped=3),
     "m": Field(first=24, bits=5, dropped=4),
 }
-"""tcgen05 instruction descriptor, for .kind::f16 and .kind::f8f6f4."""
+"""tcgen05 instruction descriptor, for .kind::f16, .kind::f8f6f4 and .kind::i8."""
 
-FLOAT32_FORMAT = 1
-"""Of d_format."""
+SCALED_DESCRIPTOR: Mapping[str, Field] = {
+    "sparse": Field(first=2, bits=1),
+    "b_scale": Field(first=4, bits=2),
+    "a_format": Field(first=7, bits=3),
+    "b_format": Field(first=10, bits=3),
+    "negate": Field(first=13, bits=2),
+    "transpose": Field(first=15, bits=2),
+    "n": Field(first=17, bits=6, dropped=3),
+    "scale_format": Field(first=23, bits=1),
+    "m": Field(first=24, bits=5, dropped=4),
+    "a_scale": Field(first=29, bits=2),
+    "k": Field(first=31, bits=1),
+}
+"""tcgen05 instruction descriptor, for .kind::mxf4nvf4. Scale format 0 is E4M3; with scale_vec::4X
+the scales of a slice are a word, so a_scale and b_scale, which select bytes of it, are 0. k: 0 is
+64.
+"""
 
-FORMATS: Mapping[str, int] = {
-    "f16": 0, "e4m3": 0, "e5m2": 1, "f8f6f4_e2m1": 5, "f8f6f4_e2m3": 3, "f8f6f4_e3m2": 4,
-    "mxf4nvf4": 1, "s8": 1,
+SCALE_ALIGNMENT = 2
+"""Columns of tensor memory: scales begin at a multiple. The PTX ISA asks for whole words; CUTLASS
+moves B's scales by 2 columns for 64 of B, and a public kernel for B200 says that odd ones fail.
+"""
+
+FORMATS: Mapping[str, tuple[int, int, int]] = {
+    "f16": (0, 0, 1), "e4m3": (0, 0, 1), "e5m2": (1, 0, 1), "f8f6f4_e2m1": (5, 0, 1),
+    "f8f6f4_e2m3": (3, 0, 1), "f8f6f4_e3m2": (4, 0, 1), "mxf4nvf4": (1, 1, 0), "s8": (1, 1, 2),
 }  # fmt: skip
-"""Kind of product, in the order of the wrappers' Kind -> a_format. b_format is 0: binary16 for f16,
-E4M3 for all others; with mxf4nvf4 and s8 that of A (no kernel has these on sm_100)."""
+"""Kind of product, in the order of the wrappers' Kind -> a_format, b_format, d_format. B is
+binary16 for f16, packed E2M1 for mxf4nvf4, signed for s8, E4M3 for all others; D is FP32, whole
+numbers of 32 bits for s8. The descriptor of mxf4nvf4 has no format of D: it is FP32."""
 
 CONTAINER_SHIFTS: Mapping[str, int] = {
     "f16": 0, "e4m3": 0, "e5m2": 0, "f8f6f4_e2m1": 2, "f8f6f4_e2m3": 0, "f8f6f4_e3m2": 0,
@@ -214,8 +251,11 @@ def operand_offset(column: int, word: int, leading: int, stride: int) -> int:
 def cpp() -> str:
     """All of it for the host twins."""
     fields = {
-        "wgmma": WGMMA_DESCRIPTOR, "tensor": TENSOR_DESCRIPTOR, "product": INSTRUCTION_DESCRIPTOR
-    }  # fmt: skip
+        "wgmma": WGMMA_DESCRIPTOR,
+        "tensor": TENSOR_DESCRIPTOR,
+        "product": INSTRUCTION_DESCRIPTOR,
+        "scaled": SCALED_DESCRIPTOR,
+    }
     lines = [
         f"constexpr Field {kind}_{name} = {{{field.first}, {field.bits}, {field.dropped}}};"
         for kind, of in fields.items()
@@ -227,9 +267,12 @@ def cpp() -> str:
         *(fragment.cpp(name) for name, fragment in FRAGMENTS.items()),
         "struct Field {\n    int first, bits, dropped;\n};",
         *lines,
-        f"constexpr int float32_format = {FLOAT32_FORMAT};",
+        f"constexpr int scale_alignment = {SCALE_ALIGNMENT};",
         "// by kind of product",
-        f"constexpr int a_formats[] = {{{', '.join(map(str, FORMATS.values()))}}};",
+        *(
+            f"constexpr int {which}_formats[] = {{{', '.join(map(str, formats))}}};"
+            for which, formats in zip("abd", zip(*FORMATS.values(), strict=True), strict=True)
+        ),
         f"constexpr int container_shifts[] = {{{', '.join(map(str, CONTAINER_SHIFTS.values()))}}};",
         "}  // namespace",
         "",

@@ -42,7 +42,6 @@ UNSPOOL_DEVICE void load_tokens(const char* step, int lane, Tokens& tokens_of) {
 struct UnitScales {
     word weights[slice_pairs][products], tokens[column_blocks];
 };
-constexpr word four_ones = 0x38383838;
 
 UNSPOOL_DEVICE void load_unit_scales(
     const char* of_weights, const char* of_tokens, const Place& place, UnitScales& scales) {

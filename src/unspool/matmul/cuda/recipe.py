@@ -8,13 +8,14 @@ fp8           one E4M3                                               4 bits
 fp4           NVFP4: one E2M1, an E4M3 scale per 16 columns          2 bits
 int8          one INT8, a scale per token                            7 bits
 
-fp4 is for what the matrix unit of sm120 scales itself: weights that are exactly E2M1 with a scale
-per row, or per block in E4M3 (or E8M0, where the scales of a row span at most the 18 powers of two
-that are E4M3; `arrange` refuses others). So MXFP4 weights share the NVFP4 product: the unit's own
-for E8M0 wants activations with powers of two for scales as well, which are coarser.
+fp4 is for what the matrix units of sm100 and sm120 scale themselves: weights that are exactly E2M1
+with a scale per row, or per block in E4M3 (or E8M0, where the scales of a row span at most the 18
+powers of two that are E4M3; `arrange` refuses others). So MXFP4 weights share the NVFP4 product:
+the unit's own for E8M0 wants activations with powers of two for scales as well, which are coarser.
 
 int8 is for codes whose values are small integers up to a power of two. Its sums are whole numbers,
-exact in 32 bits, and become FP32 once: the result does not depend on who summed what.
+exact in 32 bits, and become FP32 once: the result does not depend on who summed what. Of the GPUs
+of sm100's kernels 10.3 has no such products.
 
 The terms of an activation are columns of one product: two FP8 products cost as much as one of
 binary16, and decoding to FP8 stays one instruction per register.
@@ -37,6 +38,7 @@ from unspool.matmul.cuda.geometry import (
     Geometry,
     geometry,
 )
+from unspool.matmul.cuda.layouts import SCALE_ALIGNMENT
 from unspool.spec.format import Format
 from unspool.spec.operand import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, FP16, INT8, Operand
 
@@ -60,11 +62,6 @@ KINDS: Mapping[Slot, str] = {
 _READ: Mapping[str, str] = {"float16": "binary16", "fp4": "packed E2M1", "int8": "INT8"}
 """Activations -> what weights have to be beside them; 8-bit floats beside all others."""
 
-_NOT_BY_TCGEN05: Mapping[str, str] = {
-    "fp4": "scales of FP4 blocks belong in tensor memory, where no kernel brings them",
-    "int8": "whole sums in tensor memory are no kernel's here",
-}
-
 SLICES_OF_THREE_TERMS = 2
 """The most slices of a step beside which wgmma takes three terms: with 4, of E4M3 in tiles of 32
 columns, sums and operand A leave too few registers (2 to 10 spills)."""
@@ -80,6 +77,10 @@ binary16, for blocks that end inside a step; by the matrix unit, to FP4."""
 
 UNIT_BLOCK = 16
 """Operands side by side in a slice that the matrix unit gives one scale."""
+
+SCALE_LANES, SCALE_ROW_BYTES = 32, 16
+"""Tensor memory: tokens whose scales stand below each other, and bytes of each that are copied at
+once, four words. A slice's scales take whole pairs of columns of words (`layouts`)."""
 
 RUN_COLUMNS = 128
 """Columns of which a warp of the kernel that makes activations has all at hand."""
@@ -187,9 +188,27 @@ class Recipe:
 
     def activation_bytes(self, tokens: int) -> int:
         """Bytes of a tile's activations for one stage."""
-        slices, columns = self.geometry.steps * self.geometry.slices, tokens * self.terms
-        scales = slices * self.geometry.slice_columns // UNIT_BLOCK if self.block_scaled else 0
-        return (slices * SLICE_BYTES + scales) * columns
+        operands = self._stage_slices * SLICE_BYTES * tokens * self.terms
+        return operands + self.token_scale_bytes(tokens)
+
+    def scale_rows(self, tokens: int) -> int:
+        """Tokens of a tile whose scales stand below each other."""
+        return SCALE_LANES if self.loop == "tcgen05" else tokens * self.terms
+
+    def scale_words(self, tokens: int) -> int:
+        """Words of scales that a slice takes side by side."""
+        words = -(-tokens * self.terms // self.scale_rows(tokens))
+        together = SCALE_ALIGNMENT if self.loop == "tcgen05" else 1
+        return -(-words // together) * together
+
+    def token_scale_bytes(self, tokens: int) -> int:
+        """Bytes of the scales of a tile's activations for one stage; 0: their rows have them."""
+        words = self._stage_slices * self.scale_words(tokens) * self.block_scaled
+        return -(-4 * words // SCALE_ROW_BYTES) * SCALE_ROW_BYTES * self.scale_rows(tokens)
+
+    @property
+    def _stage_slices(self) -> int:
+        return self.geometry.steps * self.geometry.slices
 
     @property
     def _stage(self) -> int:
@@ -225,8 +244,8 @@ def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
 @functools.lru_cache(maxsize=256)
 def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | None, str]:
     """The recipe with exactly these activations, or the reason why there is none."""
-    if activations in _NOT_BY_TCGEN05 and LOOPS[machine.name] == "tcgen05":
-        return None, _NOT_BY_TCGEN05[activations]
+    if activations == "int8" and Slot(INT8) not in machine.slots:
+        return None, f"{machine.architecture} has no matrix unit for INT8"
     wanted = _READ.get(activations, "8-bit floats")
     able = [slot for slot in slots(fmt.code, machine) if slot in KINDS and _read(slot) == wanted]
     if not able:

@@ -1,10 +1,13 @@
 // The main loop for sm_100: decoded weights go to tensor memory, where tcgen05.mma reads operand A.
 //
 //   memory --bulk copy--> stage --LDS--> words --decode--> registers --tcgen05.st--> tensor memory
-//                           \------ descriptor, operand B ------ tcgen05.mma, FP32 in tensor memory
+//                           \------ descriptor, operand B -- tcgen05.mma, FP32 or whole numbers there
 //
 //   warps 0-3   decode a step into one of two buffers of operand A; read the sums at the end
 //   warp 4      brings stages            warp 5   issues the products, as one thread
+//
+// Beside FP4 activations packed weights stay E2M1, and the same thread copies the scales of a stage
+// from shared to tensor memory before its first product.
 //
 // A product has 128 rows, twice the 64 of a warpgroup's four 16-row products: rows of product j of
 // warp w stand in lanes 32 w + 16 (j % 2) of tile j / 2.
@@ -17,7 +20,18 @@ constexpr int decoders = threads;
 constexpr int tiles = 2;                                 // of 128 rows
 constexpr int operand_columns = tiles * slices * 8;      // of tensor memory, per buffer
 constexpr int sum_columns = tiles * columns;
-constexpr int used_columns = sum_columns + 2 * operand_columns;
+
+// Scales that the matrix unit applies: of a stage of weights words of four for 128 rows in four
+// columns, tile by tile of every slice, where these have some and not ones; then those of tokens.
+// Two stages take turns: the first weights of a stage are ready when all products of the stage
+// before the last are done, for their buffer was free.
+constexpr int weight_scale_columns = scale_mode == in_unit ? 4 * tiles * steps * slices : 0;
+constexpr int scale_columns = weight_scale_columns + token_scale_bytes / (4 * 32);
+constexpr int scales_from = sum_columns + 2 * operand_columns;
+constexpr int ones_from = scales_from + 2 * scale_columns;
+constexpr int one_columns = block_scaled && scale_mode != in_unit ? 4 : 0;
+
+constexpr int used_columns = ones_from + one_columns;
 constexpr int memory_columns = used_columns <= 64 ? 64 : used_columns <= 128 ? 128
                              : used_columns <= 256 ? 256 : 512;
 static_assert(used_columns <= 512, "tensor memory has 512 columns");
@@ -57,6 +71,23 @@ UNSPOOL_DEVICE bool ends_part(int step, bool last) {
     return last && step + 1 == steps;
 }
 
+// By one thread, for the products that it issues next.
+UNSPOOL_DEVICE void copy_scales(const char* stage, word scales) {
+    for (int i = 0; i < scale_columns; i += 4) {
+        const bool of_weights = i < weight_scale_columns;
+        const char* from = of_weights ? stage + code_bytes + 128 * i
+                                      : stage + unit_bytes + operand_stage_bytes +
+                                            128 * (i - weight_scale_columns);
+        tmem_copy(scales + i, tmem_descriptor(from, 0, 128));
+    }
+}
+
+// Ones for scales of weights; `store_weights` waits for them.
+UNSPOOL_DEVICE void store_ones(word memory, int warp) {
+    const word ones[4] = {four_ones, four_ones, four_ones, four_ones};
+    if (one_columns) tmem_store_lanes(lanes_of(memory + ones_from, warp, 0), ones);
+}
+
 UNSPOOL_DEVICE void store_weights(const Weights& weights, word buffer, int warp) {
 #pragma unroll
     for (int q = 0; q < slices; ++q)
@@ -67,13 +98,14 @@ UNSPOOL_DEVICE void store_weights(const Weights& weights, word buffer, int warp)
     tmem_fence_before();
 }
 
-UNSPOOL_DEVICE void load_sums(Sums& part, word sums, int warp) {
+template <class T>
+UNSPOOL_DEVICE void load_sums(T (&part)[products][4 * column_blocks], word sums, int warp) {
     tmem_fence_after();
 #pragma unroll
     for (int j = 0; j < products; ++j)
 #pragma unroll
         for (int b = 0; b < column_blocks; ++b) {
-            float four[4];
+            T four[4];
             tmem_load_fragment(lanes_of(sums + j / 2 * columns + 8 * b, warp, j % 2), four);
             tmem_load_wait();
 #pragma unroll
@@ -91,8 +123,9 @@ struct Decoder {
     int parts;   // parity of the sums read so far
 };
 
+template <class T>
 UNSPOOL_DEVICE void read_sums(
-    const Handshake& hands, Sums& sums, word memory, int warp, Decoder& mine) {
+    const Handshake& hands, T& sums, word memory, int warp, Decoder& mine) {
     barrier_wait(hands.sums_ready, mine.parts);
     mine.parts ^= 1;
     load_sums(sums, memory, warp);
@@ -116,7 +149,7 @@ UNSPOOL_DEVICE void decode_one(
     barrier_arrive(hands.ready + buffer);
     if (buffer) mine.round ^= 1;
     if (scale_mode != in_sums || (step + 1) % scale_steps) return;
-    Sums part;
+    Parts part;
     read_sums(hands, part, memory, place.warp, mine);
     add_scaled(mine.sums, part, scales, step / scale_steps, place.ring);
 }
@@ -127,6 +160,7 @@ UNSPOOL_DEVICE void decode_all(
     int tile, int expert, const Place& place, word memory, char* flag) {
     Decoder mine;
     mine.turn = {0, 0}, mine.round = mine.parts = 0;
+    store_ones(memory, place.warp);
     fill_tables(mine.tables, flag + 16, place.thread);
     sync_named(1, decoders);
     for (int unit = share.first; unit < share.last;) {
@@ -154,36 +188,59 @@ UNSPOOL_DEVICE void decode_all(
     }
 }
 
+template <Kind of>
+UNSPOOL_DEVICE void multiply_slice(word sums, word operand, unsigned long long tokens_of,
+                                   word scales_a, word scales_b, bool adds) {
+    if constexpr (of == Kind::mxf4nvf4)
+        tmem_mma_scaled<of>(sums, operand, tokens_of, scales_a, scales_b, columns, adds);
+    else
+        tmem_mma<of>(sums, operand, tokens_of, columns, adds);
+}
+
+UNSPOOL_DEVICE void multiply_step(
+    const char* tokens_of, word memory, word scales, int step, bool begins) {
+    const word operand = memory + sum_columns + step % 2 * operand_columns;
+    for (int q = 0; q < slices; ++q)
+        for (int tile = 0; tile < tiles; ++tile) {
+            const int slice = step * slices + q;
+            const word of_rows = one_columns ? memory + ones_from
+                                             : scales + 4 * (slice * tiles + tile);
+            multiply_slice<kind>(memory + tile * columns, operand + (tile * slices + q) * 8,
+                                 tmem_descriptor(tokens_of + 32 * columns * slice,
+                                                 128 * column_blocks, 128),
+                                 of_rows, scales + weight_scale_columns + slice * scale_words,
+                                 !begins || q > 0);
+        }
+}
+
 // One thread of warp 5.
 UNSPOOL_DEVICE void issue_all(
     const Pipeline& pipeline, const Handshake& hands, const Share& share, const Arguments& a,
     word memory) {
     Turn turn = {0, 0};
     int round = 0, parts = 0, stage = share.first % a.stages;
+    int odd = 0;         // of a stage, whose scales take turns
     bool begins = true;  // a part: its first products do not add
     for (int unit = share.first; unit < share.last; ++unit, advance(turn)) {
         const bool last = stage + 1 == a.stages || unit + 1 == share.last;
         stage = stage + 1 == a.stages ? 0 : stage + 1;
-        const char* tokens_of = pipeline.stages + turn.slot * stage_bytes + unit_bytes;
+        const word scales = memory + scales_from + odd * scale_columns;
+        const char* brought = pipeline.stages + turn.slot * stage_bytes;
         barrier_wait(pipeline.full + turn.slot, turn.round);
         for (int step = 0; step < steps; ++step) {
             const int buffer = step % 2;
-            const word operand = memory + sum_columns + buffer * operand_columns;
             barrier_wait(hands.ready + buffer, round);
             if (begins) barrier_wait(hands.sums_free, parts ^ 1);
             tmem_fence_after();
-            for (int q = 0; q < slices; ++q)
-                for (int tile = 0; tile < tiles; ++tile)
-                    tmem_mma<kind>(memory + tile * columns, operand + (tile * slices + q) * 8,
-                                   tmem_descriptor(tokens_of + 32 * columns * (step * slices + q),
-                                                   128 * column_blocks, 128),
-                                   columns, !begins || q > 0);
+            if (block_scaled && step == 0) copy_scales(brought, scales);
+            multiply_step(brought + unit_bytes, memory, scales, step, begins);
             tmem_commit(hands.free + buffer);
             round ^= buffer;
             begins = ends_part(step, last);
             if (begins) tmem_commit(hands.sums_ready), parts ^= 1;
         }
         tmem_commit(pipeline.empty + turn.slot);
+        odd ^= 1;
     }
 }
 

@@ -8,15 +8,19 @@ UNSPOOL_DEVICE unsigned long long tmem_descriptor(const void* shared, int leadin
            (unsigned long long)(stride >> 4) << 32 | 1ULL << 46;
 }
 
-// The instruction descriptor: D is FP32 (bit 4), formats of A and B at 7 and 10, N / 8 at 17,
-// M / 16 at 24. E4M3 0, E5M2 1, E2M3 3, E3M2 4, E2M1 5; of kind::f16 binary16 is 0.
-UNSPOOL_DEVICE constexpr word product_of(Kind kind, int n) {
-    const word format = kind == Kind::e5m2          ? 1
-                        : kind == Kind::f8f6f4_e2m3 ? 3
-                        : kind == Kind::f8f6f4_e3m2 ? 4
-                        : kind == Kind::f8f6f4_e2m1 ? 5
-                                                    : 0;
-    return 1u << 4 | format << 7 | word(n / 8) << 17 | 128u / 16 << 24;
+// The instruction descriptor: formats of D, A and B at bits 4, 7 and 10, N / 8 at 17, M / 16 at 24.
+// D: FP32 1, whole numbers 2. E4M3 0, E5M2 1, E2M3 3, E3M2 4, E2M1 5; of kind::f16 binary16 is 0, of
+// kind::i8 signed is 1, of kind::mxf4nvf4 E2M1 is 1; that has no format of D, and E4M3 scales for 0 at
+// bit 23, whole words of them for 0 at 4 and 29.
+UNSPOOL_DEVICE word product_of(Kind kind, int n) {
+    const word four = kind == Kind::mxf4nvf4, integer = kind == Kind::s8;
+    const word format = kind == Kind::e5m2 || four || integer ? 1
+                        : kind == Kind::f8f6f4_e2m3           ? 3
+                        : kind == Kind::f8f6f4_e3m2           ? 4
+                        : kind == Kind::f8f6f4_e2m1           ? 5
+                                                              : 0;
+    const word sums = four ? 0 : 1 + integer, of_b = four | integer;
+    return sums << 4 | format << 7 | of_b << 10 | word(n / 8) << 17 | 128u / 16 << 24;
 }
 
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
@@ -38,6 +42,11 @@ UNSPOOL_DEVICE void tmem_store(word address, const word (&r)[4]) {
     asm volatile("tcgen05.st.sync.aligned.16x128b.x2.b32 [%0], {%1, %2, %3, %4};"
                  ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }
+// A warp stores the same four columns of each of its 32 lanes, a thread one lane.
+UNSPOOL_DEVICE void tmem_store_lanes(word address, const word (&r)[4]) {
+    asm volatile("tcgen05.st.sync.aligned.32x32b.x4.b32 [%0], {%1, %2, %3, %4};"
+                 ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+}
 UNSPOOL_DEVICE void tmem_store_wait() {
     asm volatile("tcgen05.wait::st.sync.aligned;" ::: "memory");
 }
@@ -48,6 +57,10 @@ UNSPOOL_DEVICE void tmem_load_fragment(word address, float (&r)[4]) {
     asm volatile("tcgen05.ld.sync.aligned.16x256b.x1.b32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(r[0]), "=f"(r[1]), "=f"(r[2]), "=f"(r[3]) : "r"(address) : "memory");
 }
+UNSPOOL_DEVICE void tmem_load_fragment(word address, int (&r)[4]) {
+    asm volatile("tcgen05.ld.sync.aligned.16x256b.x1.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
 UNSPOOL_DEVICE void tmem_load_wait() { asm volatile("tcgen05.wait::ld.sync.aligned;" ::: "memory"); }
 
 UNSPOOL_DEVICE void tmem_fence_before() {
@@ -57,22 +70,47 @@ UNSPOOL_DEVICE void tmem_fence_after() {
     asm volatile("tcgen05.fence::after_thread_sync;" ::: "memory");
 }
 
+#define UNSPOOL_TMEM_MMA(spelling)                                                                 \
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %4, 0; "                                          \
+                 "tcgen05.mma.cta_group::1." spelling " [%0], [%1], %2, %3, p; }"                  \
+                 ::"r"(d), "r"(a), "l"(b), "r"(what), "r"(add) : "memory")
+
 // By one thread: 128 rows in tensor memory times n columns in shared memory, one slice.
 template <Kind kind>
 UNSPOOL_DEVICE void tmem_mma(
     word d, word a, unsigned long long b, int n, bool accumulate) {
+    static_assert(kind != Kind::mxf4nvf4, "FP4 has scales");
+    static_assert(kind != Kind::s8 || __CUDA_ARCH__ == 1000, "tcgen05 has no kind::i8 here");
     const word what = product_of(kind, n), add = accumulate;
     if constexpr (kind == Kind::f16)
-        asm volatile("{ .reg .pred p; setp.ne.u32 p, %4, 0; "
-                     "tcgen05.mma.cta_group::1.kind::f16 [%0], [%1], %2, %3, p; }"
-                     ::"r"(d), "r"(a), "l"(b), "r"(what), "r"(add) : "memory");
+        UNSPOOL_TMEM_MMA("kind::f16");
+    else if constexpr (kind == Kind::s8)
+        UNSPOOL_TMEM_MMA("kind::i8");
     else
-        asm volatile("{ .reg .pred p; setp.ne.u32 p, %4, 0; "
-                     "tcgen05.mma.cta_group::1.kind::f8f6f4 [%0], [%1], %2, %3, p; }"
-                     ::"r"(d), "r"(a), "l"(b), "r"(what), "r"(add) : "memory");
+        UNSPOOL_TMEM_MMA("kind::f8f6f4");
+}
+#undef UNSPOOL_TMEM_MMA
+
+// FP4: 64 packed E2M1 of a row and of a column, and of either a word of four E4M3 scales, one per 16.
+template <Kind kind>
+UNSPOOL_DEVICE void tmem_mma_scaled(word d, word a, unsigned long long b, word scale_a,
+                                    word scale_b, int n, bool accumulate) {
+    static_assert(kind == Kind::mxf4nvf4, "no block scales here");
+    const word what = product_of(kind, n), add = accumulate;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %4, 0; tcgen05.mma.cta_group::1.kind::mxf4nvf4"
+                 ".block_scale.scale_vec::4X [%0], [%1], %2, %3, [%5], [%6], p; }"
+                 ::"r"(d), "r"(a), "l"(b), "r"(what), "r"(add), "r"(scale_a), "r"(scale_b)
+                 : "memory");
 }
 
-// The barrier is arrived at when all products that this thread has issued are done.
+// By one thread, before the products that it issues next: 32 times 16 bytes of shared memory, eight
+// after eight, to the same four columns of every warp's 32 lanes.
+UNSPOOL_DEVICE void tmem_copy(word address, unsigned long long from) {
+    asm volatile("tcgen05.cp.cta_group::1.32x128b.warpx4 [%0], %1;"
+                 ::"r"(address), "l"(from) : "memory");
+}
+
+// The barrier is arrived at when all products and copies that this thread has issued are done.
 UNSPOOL_DEVICE void tmem_commit(Barrier* barrier) {
     asm volatile(
         "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];"

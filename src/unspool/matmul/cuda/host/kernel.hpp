@@ -42,8 +42,12 @@ void warp_mma_scaled(
     float* d, const word* a, word b0, word b1, word scale_a, word scale_b, int pair, int thread);
 void group_mma(Kind kind, int n, void* d, const word* a, unsigned long long b, bool adds);
 void wait_for_groups(int pending);
-void tensor_mma(
-    Kind kind, word what, word d, word a, unsigned long long b, int n, bool accumulate);
+// Where scales stand in tensor memory, of either operand: only of kinds that have some.
+struct ScalesAt {
+    word a, b;
+};
+void tensor_mma(Kind kind, word what, word d, word a, unsigned long long b, int n, bool accumulate,
+                const ScalesAt& scales);
 
 }  // namespace host
 
@@ -149,16 +153,32 @@ void wgmma_wait() {
 void tmem_allocate(word* slot, int columns);
 void tmem_release(word address, int columns);
 void tmem_store(word address, const word (&r)[4]);
+void tmem_store_lanes(word address, const word (&r)[4]);
 void tmem_store_wait();
-void tmem_load_fragment(word address, float (&r)[4]);
+namespace host {
+void load_fragment(word address, void* r);
+}
+template <class T>
+void tmem_load_fragment(word address, T (&r)[4]) {
+    static_assert(sizeof(T) == 4, "a lane has 32 bits a column");
+    host::load_fragment(address, r);
+}
 void tmem_load_wait();
 void tmem_fence_before();
 void tmem_fence_after();
-UNSPOOL_DEVICE constexpr word product_of(Kind kind, int n);  // hardware/tensor_memory.cuh
+UNSPOOL_DEVICE word product_of(Kind kind, int n);  // hardware/tensor_memory.cuh
 template <Kind kind>
 void tmem_mma(word d, word a, unsigned long long b, int n, bool accumulate) {
-    host::tensor_mma(kind, product_of(kind, n), d, a, b, n, accumulate);
+    static_assert(kind != Kind::mxf4nvf4, "FP4 has scales");
+    host::tensor_mma(kind, product_of(kind, n), d, a, b, n, accumulate, {});
 }
+template <Kind kind>
+void tmem_mma_scaled(word d, word a, unsigned long long b, word scale_a, word scale_b, int n,
+                     bool accumulate) {
+    static_assert(kind == Kind::mxf4nvf4, "no block scales here");
+    host::tensor_mma(kind, product_of(kind, n), d, a, b, n, accumulate, {scale_a, scale_b});
+}
+void tmem_copy(word address, unsigned long long from);
 void tmem_commit(Barrier* barrier);
 
 }  // namespace unspool

@@ -56,6 +56,27 @@ word slice_product(Kind kind, word sum, const A& a, const B& b) {
     return sum;
 }
 
+constexpr int slice_scales = 4;  // of a row or column, one per 16 operands
+
+inline double scale_value(word bits) {
+    if (bits & 0x80) engine()->fail("a scale with a sign: they are E4M3 without one");
+    return e4m3_values()[bits];
+}
+
+// The same of packed E2M1, of which either side has its scales.
+inline float scaled_slice_product(
+    float sum, const word* a, const word* b, const double* of_a, const double* of_b) {
+    double total = 0;
+    for (int w = 0; w < slice_words; ++w) {
+        double words = 0;
+        for (int bit = 0; bit < 32; bit += 4)
+            words += e2m1_values()[a[w] >> bit & 15] * e2m1_values()[b[w] >> bit & 15];
+        const int block = w * slice_scales / slice_words;
+        total += words * of_a[block] * of_b[block];
+    }
+    return float(sum + total);
+}
+
 struct WarpProduct {
     Kind kind;
     char* d;
@@ -91,14 +112,6 @@ struct ScaledProduct {
     int pair_a, thread_b;
 };
 
-constexpr int slice_scales = 4;  // of a row or column, one per 16 operands
-
-inline double scale_value(word four, int i) {
-    const word bits = four >> 8 * i & 0xFF;
-    if (bits & 0x80) engine()->fail("a scale with a sign: they are E4M3 without one");
-    return e4m3_values()[bits];
-}
-
 inline void scaled_product(Meeting& meeting) {
     word a[16][slice_words], b[8][slice_words];
     double of_a[16][slice_scales], of_b[8][slice_scales];
@@ -114,24 +127,16 @@ inline void scaled_product(Meeting& meeting) {
         for (int i = 0; i < slice_scales; ++i) {
             const Spot from_a = scale_a_spot(lane, i), from_b = scale_b_spot(lane, i);
             if (scale_a_spot_selector(lane) == mine.pair_a)
-                of_a[from_a.row][from_a.column] = scale_value(mine.scale_a, i);
+                of_a[from_a.row][from_a.column] = scale_value(mine.scale_a >> 8 * i & 0xFF);
             if (scale_b_spot_selector(lane) == mine.thread_b)
-                of_b[from_b.row][from_b.column] = scale_value(mine.scale_b, i);
+                of_b[from_b.row][from_b.column] = scale_value(mine.scale_b >> 8 * i & 0xFF);
         }
     }
     for (int lane = 0; lane < warp_lanes; ++lane)
         for (int i = 0; i < 4; ++i) {
             const Spot spot = d_spot(lane, i);
-            double total = 0;
-            for (int w = 0; w < slice_words; ++w) {
-                double sum = 0;
-                for (int bit = 0; bit < 32; bit += 4)
-                    sum += e2m1_values()[a[spot.row][w] >> bit & 15] *
-                           e2m1_values()[b[spot.column][w] >> bit & 15];
-                const int block = w * slice_scales / slice_words;
-                total += sum * of_a[spot.row][block] * of_b[spot.column][block];
-            }
-            of(lane).d[i] = float(of(lane).d[i] + total);
+            of(lane).d[i] = scaled_slice_product(of(lane).d[i], a[spot.row], b[spot.column],
+                                                 of_a[spot.row], of_b[spot.column]);
         }
 }
 

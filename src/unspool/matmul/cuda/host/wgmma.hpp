@@ -48,19 +48,25 @@ inline std::vector<GroupQueue>& group_queues() {
     return the;
 }
 
-// Operand B of a slice: what the matrix unit reads of shared memory.
+// What the matrix unit reads of shared memory.
+inline word word_for_unit(int from, const Actor& actor) {
+    const char* at = shared().base + from;
+    const std::size_t offset = shared().offset(at, 4, 4);
+    read_shared(offset, 4, actor);
+    if (shared().shadow.words[offset / 4].writer < engine()->threads)
+        engine()->fail(shared().shadow.at(offset / 4) +
+                       " is read by the matrix unit but was not copied by the hardware");
+    word value;
+    std::memcpy(&value, at, 4);
+    return value;
+}
+
+// Operand B of a slice.
 inline std::vector<word> columns_at(const Described& it, int n, const Actor& actor) {
     std::vector<word> b(n * slice_words);
     for (int c = 0; c < n; ++c)
-        for (int i = 0; i < slice_words; ++i) {
-            const char* at = shared().base + operand_offset(it, c, i);
-            const std::size_t offset = shared().offset(at, 4, 4);
-            read_shared(offset, 4, actor);
-            if (shared().shadow.words[offset / 4].writer < engine()->threads)
-                engine()->fail(shared().shadow.at(offset / 4) +
-                               " is read by the matrix unit but was not copied by the hardware");
-            std::memcpy(&b[c * slice_words + i], at, 4);
-        }
+        for (int i = 0; i < slice_words; ++i)
+            b[c * slice_words + i] = word_for_unit(operand_offset(it, c, i), actor);
     return b;
 }
 
