@@ -22,6 +22,7 @@ class Step:
     """One step of a machine instruction; `b` and the constants count where its operation has them.
 
     multiply    a * constant + addend
+    high        the upper half of a * constant: its low bits depend on all of a
     permute     the bytes of a that the selector `constant` names
     shift       a >> constant
     xor, add    a ^ b, a + b
@@ -64,13 +65,16 @@ class End:
     sum       the sum of the top's four bytes, and with two weights a step of the register's
     levels    bytes of the book that the top's nibbles number, from bit `bits` on: all of a nibble
               16 of them, its lower three bits 8, and other bits of the top are the signs
-    table     entries of the book that some of the top's bits number, of one or more weights each
+    table     entries of the book, of one or more weights each, that the top's bits number: in every
+              part of it those from bit `bits` on, 0: the uppermost; with `signs` an entry's are
+              turned by bits of the register
     """
 
     op: str
     register: int = 0
     bits: int = 0
     book: Book | None = None
+    signs: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,26 +26,31 @@ from unspool.spec.code import WORD_BITS
 from unspool.spec.operand import E4M3
 
 DRAWN: Mapping[str, float] = {
-    "multiply": 0.4, "permute": 0.2, "xor": 0.2, "add": 0.05, "shift": 0.1, "thin": 0.05,
+    "multiply": 0.35, "high": 0.05, "permute": 0.2, "xor": 0.2, "add": 0.05, "shift": 0.1,
+    "thin": 0.05,
 }  # fmt: skip
 """How often each step is drawn."""
 
 DRAWN_INTEGERS: Mapping[str, float] = {
-    "multiply": 0.35, "permute": 0.15, "xor": 0.15, "add": 0.1, "shift": 0.05, "difference": 0.2,
+    "multiply": 0.3, "high": 0.05, "permute": 0.15, "xor": 0.15, "add": 0.1, "shift": 0.05,
+    "difference": 0.2,
 }  # fmt: skip
 """The same to integers, whose uniform fields are uniform numbers."""
 
 DIFFERENCES = tuple(bits * EVERY_BYTE for bits in (0x7F, 0x3F, 0x1F))
 """Bits of every byte that a difference is of."""
 
-DRAWN_ENDS: Mapping[str, float] = {TAIL: 4, HALVES: 4, SUM: 3, LEVELS: 2, TABLE: 3}
+DRAWN_ENDS: Mapping[str, float] = {TAIL: 4, HALVES: 4, SUM: 3, LEVELS: 1, TABLE: 5}
 """How often each end is drawn, of those that an operand has."""
 
-SIGNED = 0.15
+SIGNED = 0.05
 """Share of drawn genomes beside a plane of signs, at rates that have such."""
 
 FROM = (0, 16)
 """Bits of the top from which on nibbles are cut: the upper ones of a product mix more."""
+
+FROM_LOW = 2
+"""The same for a table's numbers: four times a number is an address as it stands there."""
 
 MOST_INDEX, MOST_LOOK_UPS = 12, 4
 """4,096 entries are 16 KiB of shared memory, which stages of codes need as well."""
@@ -87,8 +92,15 @@ def _ended(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
         bits = int(random.integers(1, FIELDS[space.operand].room + 1))
     if op == LEVELS:
         bits = FROM[int(random.integers(len(FROM)))]
-    book = _book(space, random, genome, op) if op in (LEVELS, TABLE) else None
-    return replace(genome, end=End(op, register, bits, book))
+    if op not in (LEVELS, TABLE):
+        return replace(genome, end=End(op, register, bits))
+    book, signs = _book(space, random, genome, op), False
+    if op == TABLE:
+        room = WORD_BITS * book.each // genome.lanes - book.index
+        bits = FROM_LOW if room >= FROM_LOW and random.random() < 0.5 else 0
+        signs = book.each == genome.lanes and not space.operand.integer and random.random() < 0.5
+        register = int(random.integers(len(genome.steps) + 1)) if signs else 0
+    return replace(genome, end=End(op, register, bits, book, signs))
 
 
 def _book(space: Space, random: np.random.Generator, genome: Genome, op: str) -> Book:
@@ -102,7 +114,7 @@ def _book(space: Space, random: np.random.Generator, genome: Genome, op: str) ->
         if lanes % each == 0 and each * FIELDS[operand].width <= WORD_BITS
         and lanes // each <= (1 if genome.signs else MOST_LOOK_UPS)
     ]  # fmt: skip
-    each = able[int(random.integers(len(able)))]
+    each = able[-1] if random.random() < 0.5 else able[int(random.integers(len(able)))]
     most = min(MOST_INDEX, WORD_BITS // (lanes // each))
     return Book(start, int(random.integers(most - 2, most + 1)), each)
 
@@ -123,6 +135,8 @@ def _constants(random: np.random.Generator, op: str, window: int) -> tuple[int, 
     if op == "multiply":
         constant, addend = (int(each) for each in random.integers(0, WORD, 2))
         return constant | 1, addend
+    if op == "high":
+        return int(random.integers(WORD)) | 1, 0
     if op == "permute":
         places = random.integers(0, -(-window // 8), 4)
         return sum(int(place) << (4 * i) for i, place in enumerate(places)), 0
@@ -183,9 +197,9 @@ def _renumbered_end(genome: Genome, first: int, by: int) -> End | None:
 def _changed_constant(random: np.random.Generator, step: Step, window: int) -> Step:
     """New constants, or a bit or two of the old ones turned."""
     constant, addend = _constants(random, step.op, window)
-    if step.op != "multiply" or random.random() < 0.3:
+    if step.op not in ("multiply", "high") or random.random() < 0.3:
         return replace(step, constant=constant, addend=addend)
     turned = sum({1 << int(bit) for bit in random.integers(1, 32, random.integers(1, 3))})
-    if random.random() < 0.5:
+    if step.op == "multiply" and random.random() < 0.5:
         return replace(step, addend=step.addend ^ turned)
     return replace(step, constant=step.constant ^ turned)
