@@ -54,6 +54,9 @@ def table(index: int, each: int) -> End:
     return End(TABLE, book=Book(start=1, index=index, each=each))
 
 
+HIGH = (FIRST, Step("high", 1, constant=0x6C8E9CF5))
+TURNED = End(TABLE, register=1, bits=2, book=Book(start=1, index=10, each=4), signs=True)
+
 #: name -> operand, target, activations on it, genome
 KINDS: dict[str, tuple[str, str, str, Genome]] = {
     "int8 bytes": ("INT8", "sm90", "int8", Genome(14, 2, BELL)),
@@ -72,6 +75,7 @@ KINDS: dict[str, tuple[str, str, str, Genome]] = {
     "e4m3 sixteen levels": ("E4M3", "sm120", "fp8x2", Genome(14, 2, TWO, levels(4))),
     "e4m3 of a table": ("E4M3", "sm89", "fp8x2", Genome(14, 2, TWO, table(8, 1))),
     "e4m3 quads of a table": ("E4M3", "sm90", "fp8x2", Genome(16, 4, TWO, table(10, 4))),
+    "e4m3 quads, signs of a product": ("E4M3", "sm90", "fp8x2", Genome(16, 4, HIGH, TURNED)),
     "e2m1 pairs of a table": ("E2M1", "sm120", "fp8x2", Genome(14, 2, TWO, table(8, 2))),
     "e2m1 and signs": ("E2M1", "sm120", "fp8x2", Genome(12, 4, TWO, signs=True)),
     "e4m3 and signs": ("E4M3", "sm90", "fp8x2", Genome(12, 2, PERMUTED, signs=True)),
@@ -79,7 +83,7 @@ KINDS: dict[str, tuple[str, str, str, Genome]] = {
     "fp16 halves and signs": ("FP16", "sm80", "float16", Genome(12, 2, TWO, End(HALVES, 1), True)),
 }
 IN_A_MODEL = ("int8 of one weight a step", "int8 levels", "e3m2", "fp16 halves",
-              "fp16 pairs of a table", "e4m3 levels and signs", "e4m3 quads of a table",
+              "fp16 pairs of a table", "e4m3 levels and signs", "e4m3 quads, signs of a product",
               "e2m1 and signs")  # fmt: skip
 KEPT = {"int8": 2**-6, "fp8x2": 2**-8, "float16": 2**-10}
 """What activations keep of a number, as a bound of a product's error over its magnitudes."""

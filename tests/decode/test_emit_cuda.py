@@ -70,6 +70,41 @@ PAIR_TABLE = Program(
     tables=(Table(name="t", entries=tuple((i * 0x9E3779B1) % 2**32 for i in range(16))),),
 )
 
+SIGNED = Program(  # the plain bits to the tops of bytes, the last to the lowest
+    instructions=(
+        Instruction("window", "and", (STATE, 0x7FF)),
+        Instruction("spread", "permute-bytes", ("window", 0, 0x1010)),
+        Instruction("product", "mul", ("spread", 0x9E3779B1)),
+        Instruction("fields", "and", ("product", 0x9F9F9F9F)),
+        Instruction("plain", "shr", (STATE, 11)),
+        Instruction("signs", "mul", ("plain", 1 << 4 | 1 << 13 | 1 << 22 | 1 << 31)),
+        Instruction("word", "lop3", ("signs", 0x80808080, "fields", 0x6A)),
+    ),
+    outputs=tuple(("word", 8 * lane) for lane in range(4)),
+)
+
+PICKED = Program(  # a permute by all of a register's nibbles, and by three bits of each
+    instructions=(
+        Instruction("product", "mul", (STATE, 0x9E3779B1)),
+        Instruction("picks", "and", ("product", 0x7777)),
+        Instruction("a", "permute-bytes", (0x18100800, 0x38302820, "picks")),
+        Instruction("b", "permute-bytes", ("a", 0x11223344, "product")),
+    ),
+    outputs=(("a", 0), ("a", 16), ("b", 8), ("b", 24)),
+)
+
+NUMBERED = Program(  # by the upper six bits though there are 256 entries, and from bit 2 on
+    instructions=(
+        Instruction("product", "mul-high", (STATE, 0x9E3779B1)),
+        Instruction("high", "shr", ("product", 26)),
+        Instruction("low", "shr", ("product", 2)),
+        Instruction("least", "shr", ("product", 1)),
+        *(Instruction(f"{name}-entry", "table", ("t", name)) for name in ("high", "low", "least")),
+    ),
+    outputs=(("high-entry", 0), ("low-entry", 8), ("low-entry", 24), ("least-entry", 16)),
+    tables=(Table(name="t", entries=tuple((i * 0x9E3779B1) % 2**32 for i in range(256))),),
+)
+
 OWN = {
     code.name: code
     for code in (
@@ -80,6 +115,9 @@ OWN = {
         own("wraps-in-a-word", "13,1", E5M2, hashed(E5M2, 8), (4, 8)),
         own("pair-table", "5,2 1,1", E2M1, PAIR_TABLE, (8, 16)),
         own("two-plain-planes", "2,2 4,4", E3M2, Program(outputs=((STATE, 0),)), (8, 16)),
+        own("signs-of-a-plane", "11,3 4,4", E4M3, SIGNED, (8, 16)),
+        own("picked-by-a-register", "13,4", E4M3, PICKED, (8, 16)),
+        own("numbered-by-a-shift", "13,4", E4M3, NUMBERED, (8, 16)),
         own(
             "fewer-bits-than-its-operand", "1,1 2,2", E3M2, Program(outputs=((STATE, 0),)), (8, 16)
         ),

@@ -29,6 +29,9 @@ EVERY_BYTE = 0x01010101
 BYTEWISE = ("and", "or", "xor", "lop3", "add")
 """What may be done to bytes before or behind a permute; `add` where no byte carries."""
 
+ENTRY_SHIFT = 2
+"""Windows are cut four times as large: LDS takes the index as a byte offset, no shift between."""
+
 SELECTOR_TOPS = 0x8888
 """Bits of a selector that the machine's permute reads and a program's does not."""
 
@@ -129,17 +132,49 @@ def _write(
     values = [registers[a] if isinstance(a, str) and a in registers else a for a in arguments]
     if op == "permute-bytes" and isinstance(arguments[2], str):
         return _picked(tape, values, _ones(code).get(arguments[2], FULL))
-    if op != "table":
-        return tape(op, *values)
+    if op == "table":
+        return _looked_up(tape, code, step, instruction, registers, loads)
+    return tape(op, *values)
+
+
+def _looked_up(
+    tape: Tape,
+    code: Code,
+    step: int,
+    instruction: Instruction,
+    registers: Mapping[str, str],
+    loads: Mapping[str, tuple[int, int]],
+) -> str:
+    arguments = instruction.arguments
     first, length = loads[str(arguments[0])]
     row = step * code.lanes // code.tile[1]
     per_row = {p.name for p in code.program.parameters if p.scope == "row"}
     first += row * length if arguments[0] in per_row else 0
-    index = values[1]
+    if first == 0 and length > 1:
+        offset = _byte_offset(tape, code, registers, str(arguments[1]), length)
+        if offset:
+            return tape("load-at", offset)
+    index = registers.get(str(arguments[1]), arguments[1])
     state = arguments[1] == STATE and 1 << code.state_bits <= length
     if not state and _ones(code).get(str(arguments[1]), FULL) >= length:
         index = tape("and", index, length - 1)
     return tape("load", first, index)
+
+
+def _byte_offset(
+    tape: Tape, code: Code, registers: Mapping[str, str], index: str, length: int
+) -> str:
+    """Where an entry stands whose number is some upper bits of a register, in one mask more than
+    the shift, which goes where the number stands at bit 2; empty where it is something else."""
+    made = next((i for i in code.program.instructions if i.result == index), None)
+    if made is None or made.op != "shr" or not isinstance(made.arguments[1], int):
+        return ""
+    source, shift = made.arguments
+    if source not in registers or int(shift) < ENTRY_SHIFT:
+        return ""
+    amount = int(shift) - ENTRY_SHIFT
+    mask = (length - 1) << ENTRY_SHIFT & FULL >> amount
+    return tape.mask(tape.rotate(registers[str(source)], amount, mask), mask)
 
 
 def _picked(tape: Tape, values: list[str | int], possible: int) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unspool.decode.fields import Fields
-from unspool.decode.lower_steps import plane_words, window
+from unspool.decode.lower_steps import ENTRY_SHIFT, plane_words, window
 from unspool.decode.lowering import Tape
 from unspool.decode.machine import Slot
 from unspool.decode.values import bits_of, exponent_for, state_operands
@@ -31,9 +31,6 @@ MOST_BITS = 12
 """16 KiB of shared memory: a block's activations and three stages of codes need the rest."""
 
 HALVES = 0x5410
-
-ENTRY_SHIFT = 2
-"""Windows are cut four times as large: LDS takes the index as a byte offset, no shift between."""
 
 
 def wide_fields(code: Code, slot: Slot) -> Iterator[tuple[Tape, Fields, tuple[int, ...]]]:

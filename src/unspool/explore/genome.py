@@ -26,6 +26,7 @@ class Step:
 
     multiply    a * constant + addend
     fold        low ^ high word of a * constant, 64 bits (IMAD.WIDE); a tail reads the low word
+    high        the upper half of a * constant: its low bits depend on all of a
     permute     the bytes of a that the selector `constant` names
     shift       a >> constant
     xor, add    a ^ b, a + b
@@ -68,13 +69,16 @@ class End:
     sum       the sum of the top's four bytes, and with two weights a step of the register's
     levels    bytes of the book that the top's nibbles number, from bit `bits` on: all of a nibble
               16 of them, its lower three bits 8, and other bits of the top are the signs
-    table     entries of the book that some of the top's bits number, of one or more weights each
+    table     entries of the book, of one or more weights each, that the top's bits number: in every
+              part of it those from bit `bits` on, 0: the uppermost; with `signs` an entry's are
+              turned by bits of the register
     """
 
     op: str
     register: int = 0
     bits: int = 0
     book: Book | None = None
+    signs: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,17 @@ from unspool.spec.code import WORD_BITS
 from unspool.spec.operand import E4M3
 
 DRAWN: Mapping[str, float] = {
-    "multiply": 0.25, "fold": 0.2, "permute": 0.25, "xor": 0.15, "add": 0.05, "shift": 0.05,
+    "multiply": 0.25, "fold": 0.2, "high": 0.05, "permute": 0.2, "xor": 0.15, "add": 0.05,
+    "shift": 0.05,
     "thin": 0.05,
 }  # fmt: skip
 """How often each step is drawn."""
 
-PRODUCTS = ("multiply", "fold")
+PRODUCTS = ("multiply", "fold", "high")
 
 DRAWN_INTEGERS: Mapping[str, float] = {
-    "multiply": 0.25, "fold": 0.1, "permute": 0.15, "xor": 0.15, "add": 0.1, "shift": 0.05,
+    "multiply": 0.25, "fold": 0.1, "high": 0.05, "permute": 0.15, "xor": 0.1, "add": 0.1,
+    "shift": 0.05,
     "difference": 0.2,
 }  # fmt: skip
 """The same to integers, whose uniform fields are uniform numbers."""
@@ -42,14 +44,17 @@ DRAWN_INTEGERS: Mapping[str, float] = {
 DIFFERENCES = tuple(bits * EVERY_BYTE for bits in (0x7F, 0x3F, 0x1F))
 """Bits of every byte that a difference is of."""
 
-DRAWN_ENDS: Mapping[str, float] = {TAIL: 4, HALVES: 4, SUM: 3, LEVELS: 2, TABLE: 3}
+DRAWN_ENDS: Mapping[str, float] = {TAIL: 4, HALVES: 4, SUM: 3, LEVELS: 1, TABLE: 5}
 """How often each end is drawn, of those that an operand has."""
 
-SIGNED = 0.15
+SIGNED = 0.05
 """Share of drawn genomes beside a plane of signs, at rates that have such."""
 
 FROM = (0, 16)
 """Bits of the top from which on nibbles are cut: the upper ones of a product mix more."""
+
+FROM_LOW = 2
+"""The same for a table's numbers: four times a number is an address as it stands there."""
 
 MOST_INDEX, MOST_LOOK_UPS = 12, 4
 """4,096 entries are 16 KiB of shared memory, which stages of codes need as well."""
@@ -91,8 +96,15 @@ def _ended(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
         bits = int(random.integers(1, FIELDS[space.operand].room + 1))
     if op == LEVELS:
         bits = FROM[int(random.integers(len(FROM)))]
-    book = _book(space, random, genome, op) if op in (LEVELS, TABLE) else None
-    return replace(genome, end=End(op, register, bits, book))
+    if op not in (LEVELS, TABLE):
+        return replace(genome, end=End(op, register, bits))
+    book, signs = _book(space, random, genome, op), False
+    if op == TABLE:
+        room = WORD_BITS * book.each // genome.lanes - book.index
+        bits = FROM_LOW if room >= FROM_LOW and random.random() < 0.5 else 0
+        signs = book.each == genome.lanes and not space.operand.integer and random.random() < 0.5
+        register = int(random.integers(len(genome.steps) + 1)) if signs else 0
+    return replace(genome, end=End(op, register, bits, book, signs))
 
 
 def _book(space: Space, random: np.random.Generator, genome: Genome, op: str) -> Book:
@@ -106,7 +118,7 @@ def _book(space: Space, random: np.random.Generator, genome: Genome, op: str) ->
         if lanes % each == 0 and each * FIELDS[operand].width <= WORD_BITS
         and lanes // each <= (1 if genome.signs else MOST_LOOK_UPS)
     ]  # fmt: skip
-    each = able[int(random.integers(len(able)))]
+    each = able[-1] if random.random() < 0.5 else able[int(random.integers(len(able)))]
     most = min(MOST_INDEX, WORD_BITS // (lanes // each))
     return Book(start, int(random.integers(most - 2, most + 1)), each)
 

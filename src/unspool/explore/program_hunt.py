@@ -26,8 +26,8 @@ NEAR, NEARER = 1.01, 1.0
 """How far above the front of its cost a code may be after the screen, after the race. The last
 measure takes as long as 32 screens."""
 
-ROUNDS = (3, 4, 3)
-"""Of Lloyd's algorithm before the screen, the race and the last measure: as long as 6, 32 and 96
+ROUNDS = (2, 3, 2)
+"""Of Lloyd's algorithm before the screen, the race and the last measure: as long as 4, 24 and 64
 screens."""
 
 CLASS = 0.125

@@ -41,6 +41,9 @@ bits; and -1534: QTIP's 1MAD. The middle of four bytes is 510."""
 BYTE_SUM_MASK, BYTE_SUM_CENTRE = 0x3F3F3F3F, 0x82
 """Six bits of every byte, whose sum stays below 253, and what moves its middle to 256: zero."""
 
+WINDOW = "window"
+"""The register of the first plane's window, where there is a second."""
+
 PAIR = 0x5410
 """Selector of the lower halves of two registers."""
 
@@ -137,7 +140,7 @@ def signed_by_top(genome: Genome) -> bool:
 
 
 def _step(place: int, step: Step) -> list[Instruction]:
-    result, a, b = f"r{place}", _name(step.a), _name(step.b)
+    result, a, b = f"r{place}", name(step.a), name(step.b)
     constant = step.constant
     if step.op == "multiply":
         product = Instruction(f"p{place}", "mul", (a, constant))
@@ -154,6 +157,8 @@ def _step(place: int, step: Step) -> list[Instruction]:
         return [*parts, Instruction(result, "sub", (parts[0].result, parts[1].result))]
     if step.op == "permute":
         return [Instruction(result, "permute-bytes", (a, 0, constant))]
+    if step.op == "high":
+        return [Instruction(result, "mul-high", (a, constant))]
     if step.op == "shift":
         return [Instruction(result, "shr", (a, constant))]
     if step.op == "thin":
@@ -179,7 +184,7 @@ def _tail(genome: Genome, operand: Operand, made: list[Instruction]) -> list[Ins
     assert end is not None
     every = sum(1 << bit for bit in range(0, WORD_BITS, fields.width))
     folded = end.register > 0 and genome.steps[end.register - 1].op == FOLD
-    source = f"p{end.register}" if folded else _name(end.register)
+    source = f"p{end.register}" if folded else name(end.register)
     alone = folded or end.register != len(genome.steps)
     return [
         *_masked(made, fields.mask, "top", alone=alone),
@@ -248,28 +253,38 @@ def _levels(genome: Genome, operand: Operand, made: list[Instruction]) -> list[I
 
 
 def _look_ups(genome: Genome, operand: Operand, made: list[Instruction]) -> list[Instruction]:
-    """An entry for every part of the top, numbered by the upper bits of the part."""
-    top, book = _pair(genome)[0], book_of(genome)
-    count = genome.lanes // book.each
-    found = list(made)
+    """An entry for every part of the top; where there is but one its signs turned."""
+    assert genome.end is not None
+    (top, other), book = _pair(genome), book_of(genome)
+    count, found = genome.lanes // book.each, list(made)
+    part = WORD_BITS // count
     for place in range(count):
-        shift = WORD_BITS // count * (place + 1) - book.index
+        shift = part * place + (genome.end.bits or part - book.index)
         found.append(Instruction(f"number{place}", "shr", (top, shift)))
         found.append(Instruction(_entry(place, count), "table", ("book", f"number{place}")))
+    if genome.end.signs:
+        found[-1] = replace(found[-1], result="entry")
+        signs = sum(1 << (first + operand.bits - 1) for first in _lanes(genome, operand))
+        found.append(Instruction("word", "lop3", (other, signs, "entry", AND_XOR)))
     return found
+
+
+def _lanes(genome: Genome, operand: Operand) -> list[int]:
+    """The lowest bit of every lane of an entry, in its upper bits: those of a register mix most."""
+    width, each = FIELDS[operand].width, book_of(genome).each
+    return [WORD_BITS - width * (each - lane) for lane in range(each)]
 
 
 def _table(genome: Genome, operand: Operand) -> tuple[list[tuple[str, int]], tuple[Table, ...]]:
     """Where the lanes stand in entries, and the entries."""
-    book, width = book_of(genome), FIELDS[operand].width
+    book, lanes = book_of(genome), _lanes(genome, operand)
     found, count = operands(genome, operand), genome.lanes // book.each
     entries = tuple(
-        sum(bits << (width * lane) for lane, bits in enumerate(found[i : i + book.each]))
+        sum(bits << lane for bits, lane in zip(found[i : i + book.each], lanes, strict=True))
         for i in range(0, len(found), book.each)
     )
     outputs = [
-        (_entry(lane // book.each, count), width * (lane % book.each))
-        for lane in range(genome.lanes)
+        (_entry(lane // book.each, count), lanes[lane % book.each]) for lane in range(genome.lanes)
     ]
     return outputs, (Table(name="book", entries=entries),)
 
@@ -292,14 +307,13 @@ def _signed(
     copies of the bits do not overlap where fields are one bit narrower than bits are many.
     """
     steps = [
-        replace(i, arguments=tuple("window" if a == STATE else a for a in i.arguments))
-        for i in made
+        replace(i, arguments=tuple(WINDOW if a == STATE else a for a in i.arguments)) for i in made
     ]
     places = [first + operand.bits - 1 for first in lanes]
     spread = sum(1 << (place - (len(places) - 1 - lane)) for lane, place in enumerate(places))
     signs = sum(1 << place for place in places)
     return [
-        Instruction("window", "and", (STATE, (1 << genome.window) - 1)),
+        Instruction(WINDOW, "and", (STATE, (1 << genome.window) - 1)),
         *steps[:-1],
         replace(steps[-1], result="fields"),
         Instruction("plain", "shr", (STATE, genome.window)),
@@ -311,8 +325,11 @@ def _signed(
 def _pair(genome: Genome) -> tuple[str, str]:
     """The top and the register beside it."""
     assert genome.end is not None
-    return _name(len(genome.steps)), _name(genome.end.register)
+    return name(len(genome.steps)), name(genome.end.register)
 
 
-def _name(register: int) -> str:
-    return f"r{register}" if register else STATE
+def name(register: int, genome: Genome | None = None) -> str:
+    """A register of a genome as its program calls it: the window of a plane beside signs too."""
+    if register:
+        return f"r{register}"
+    return WINDOW if genome is not None and genome.signs else STATE

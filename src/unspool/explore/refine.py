@@ -17,7 +17,7 @@ from unspool.errors import DeclarationError
 from unspool.explore import score
 from unspool.explore.books import grid
 from unspool.explore.genome import TABLE, Genome
-from unspool.explore.programs import book_of, operands, signed_by_top
+from unspool.explore.programs import book_of, name, operands, signed_by_top
 from unspool.explore.score import Sample
 from unspool.explore.space import Space
 from unspool.spec.code import WORD_BITS, Code
@@ -79,6 +79,11 @@ def ties(code: Code, genome: Genome) -> Ties:
             + lane % book.each
             for lane, number in enumerate(numbers)
         ]
+        if genome.end.signs:
+            other = found[name(genome.end.register, genome)]
+            at = [first + code.operand.bits - 1 for _, first in code.program.outputs]
+            bits = [other >> np.uint32(bit) & 1 for bit in at]
+            sign = np.where(np.stack(bits, axis=1), np.float32(-1), np.float32(1))
     else:
         shift = genome.end.bits if genome.end else 0
         mask = np.uint32((1 << book.index) - 1)
