@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,11 @@ def read_format(path: Path) -> Format:
         raise DeclarationError("not a format's file", where=where, found=str(error)) from error
     if not isinstance(data, dict):
         raise DeclarationError("not a format's file", where=where, found=type(data).__name__)
-    fmt = Format.from_json(data)
+    source = data.get("source", "")
+    if not isinstance(source, str):
+        raise DeclarationError("a format's source is a line of text", where=where,
+                               found=type(source).__name__)  # fmt: skip
+    fmt = replace(Format.from_json(data), source=source)
     if not isinstance(fmt.name, str) or not _NAME.fullmatch(fmt.name):
         raise DeclarationError("a format's name is of letters, digits, . _ -", where=where,
                                found=str(fmt.name)[:80])  # fmt: skip
@@ -48,7 +53,7 @@ def read_format(path: Path) -> Format:
 
 def write_format(fmt: Format, path: Path) -> None:
     """Writes the declaration and its source; raises DeclarationError where that fails."""
-    text = json.dumps({**fmt.to_json(), "source": fmt.source}, indent=1) + "\n"
+    text = json.dumps({**fmt.to_json(), "source": fmt.source}, separators=(",", ":")) + "\n"
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
