@@ -1,0 +1,162 @@
+"""`encode.viterbi` on any torch device: the same states, bit for bit, for many rings at a time.
+
+Targets go to the device once and states come back once; between the two there is no loop over
+rings, only over steps, and over groups of rings where the memory asked for is less than all take.
+The steps are in `device_steps`. A ring that the search in whole numbers cannot hold is searched in
+float32, as on the CPU.
+
+Run and tested on CPU tensors; not run on a GPU. By arithmetic, an estimate and no measurement: a
+step of a ring of m2-e2m1 writes 65,536 costs of 16 bits, adds walks to them in place and reads them
+once more, 512 KiB; at 3.4 TB/s, 0.7 of an H200's data sheet, that is 10 us a ring of 128 weights
+for two passes over 32 steps: 13 M weights/s. m3-e4m3 reads 4.4 MiB a step and multiplies 0.53
+GFLOP, some 1.4 us: 1.4 M weights/s. A table code has 16 nodes; its steps take as long as launching
+some twelve kernels, 60 us or less, whatever the number of rings: 2**18 weights in about 8 ms.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unspool.encode import binned, dense
+from unspool.encode.passes import Floats, States, go_round
+from unspool.encode.viterbi import Plane, Search, checked, no_walk, trellis, viterbi
+from unspool.errors import ModelError
+from unspool.model.device_steps import BinnedSteps, DenseSteps, FloatSteps, Steps, one_pass, put
+
+GPU_BYTES, CPU_BYTES = 2 << 30, 1 << 28
+"""What rings that are searched together may take beside the tables of their code."""
+
+KEPT = 4
+"""Codes whose tables stay on the device: up to 0.7 GB each (m3-e4m3), 50 MB for most."""
+
+
+def search_on(device: str | None) -> Search:
+    """The trellis search of a device by torch's name for it; of the CPU, `viterbi` itself.
+
+    Raises ModelError for a device that is not there.
+    """
+    if device is None or device == "cpu":
+        return viterbi
+    return DeviceSearch(available(device))
+
+
+def available(device: str) -> torch.device:
+    """A device that holds numbers here; raises ModelError where it does not."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).partition("\n")[0]
+        raise ModelError(
+            "no such device here", where=device, found=first, allowed="cpu, or cuda with an NVIDIA "
+            "GPU and a torch built for it",
+        ) from error  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Code:
+    """A code on a device: its integer search, if it has one, and that in float32."""
+
+    whole: Steps | None
+    bins: binned.Binned | None
+    real: FloatSteps
+
+
+class DeviceSearch:
+    """A `Search` on a torch device, which holds the tables of the codes it met last.
+
+    Several threads may call it: they take turns, so that the memory asked for is enough.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        *,
+        memory: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """`memory`: bytes for rings; `dtype`: of whole costs, binary16 on GPUs unless told."""
+        self.device = torch.device(device)
+        on_cpu = self.device.type == "cpu"
+        self.memory = memory or (CPU_BYTES if on_cpu else GPU_BYTES)
+        self._dtype = dtype or (torch.float32 if on_cpu else torch.float16)
+        self._turn, self._codes = threading.Lock(), functools.lru_cache(KEPT)(self._tabulated)
+
+    def __call__(
+        self,
+        values: Floats,
+        planes: Sequence[Plane],
+        targets: Floats,
+        *,
+        passes: int = 2,
+        threads: int | None = None,
+    ) -> States:
+        """See `viterbi`. Raises MemoryError where the device has too little."""
+        values, targets = checked(values, tuple(planes), targets, passes)
+        try:
+            with self._turn, torch.inference_mode():
+                code = self._codes(values.tobytes(), values.shape, tuple(planes))
+                states = self._searched(code, put(targets, self.device), passes)
+                return states.to(torch.int32).cpu().numpy().view(np.uint32)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"viterbi on {self.device}: {error}".partition("\n")[0]) from error
+
+    def _tabulated(self, values: bytes, shape: tuple[int, int], planes: tuple[Plane, ...]) -> _Code:
+        table = np.frombuffer(values, np.float32).reshape(shape)
+        found = trellis(table, planes)
+        small = binned.binned(table, found.source, found.state)
+        wide = None if small is not None else dense.dense(table, found.source, found.state)
+        whole: Steps | None = None
+        if small is not None:
+            whole = BinnedSteps.of(small, self.device)
+        elif wide is not None:
+            whole = DenseSteps.of(wide, self.device, self._dtype)
+        return _Code(whole=whole, bins=small, real=FloatSteps.of(found, self.device))
+
+    def _searched(self, code: _Code, targets: torch.Tensor, passes: int) -> torch.Tensor:
+        if code.whole is None:
+            return self._in_float(code, targets, passes)
+        told, outside = targets, torch.zeros_like(targets[:, 0, 0], dtype=torch.bool)
+        if code.bins is not None:
+            told, outside = _bins(code.bins, targets[..., 0])
+        states, beyond = self._in_groups(code.whole, told, passes)
+        lost = (beyond[-1] | outside).nonzero()[:, 0]
+        if len(lost):
+            states[lost] = self._in_float(code, targets[lost], passes)
+        return states
+
+    def _in_float(self, code: _Code, targets: torch.Tensor, passes: int) -> torch.Tensor:
+        needed = 1 if code.real.nodes == 1 else passes
+        states, beyond = self._in_groups(code.real, targets, needed)
+        if any(bool(bad.any()) for bad in beyond):
+            raise no_walk()
+        return states
+
+    def _in_groups(
+        self, steps: Steps, told: torch.Tensor, passes: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """States, and per pass the rings [rings] that were out of reach."""
+        group = max(1, self.memory // steps.ring_bytes(told.shape[1]))
+        states = torch.empty(told.shape[:2], dtype=torch.int64, device=told.device)
+        beyond = torch.zeros((passes, len(told)), dtype=torch.bool, device=told.device)
+        for first in range(0, len(told), group):
+            part = slice(first, first + group)
+            found: list[torch.Tensor] = []
+            walk = functools.partial(one_pass, steps, found)
+            states[part] = go_round(told[part], passes, walk, roll=torch.roll)
+            beyond[:, part] = torch.stack(found)
+        return states, list(beyond)
+
+
+def _bins(table: binned.Binned, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Binned.bins` on the device: bins [rings, steps], and which rings have targets without."""
+    places = targets * float(table.scale) + float(table.middle)
+    inside = (places >= 0) & (places < len(table.costs))
+    return torch.where(inside, places, 0).to(torch.int64), ~inside.all(1)
