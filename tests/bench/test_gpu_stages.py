@@ -219,3 +219,42 @@ def test_the_sanitizers_command_is_one_that_the_program_takes():
     parsed = options(command[command.index("gpu") + 1 :])
     assert (parsed.only, parsed.no_json) == (["decode", "products"], True)
     assert set(parsed.formats) <= set(FORMATS)
+
+
+def test_the_search_is_compared_with_the_cpus_and_timed(board_of, given_of):
+    from gpu import search
+
+    given = given_of(board_of(), formats=["t2-e2m1", "t1-e2m1", "nvfp4"])
+    search.check(given, timed=1 << 12)
+    assert given.findings.wrong == []
+    assert [row["format"] for row in given.findings.rows] == ["t1-e2m1", "t2-e2m1"]
+    for row in given.findings.rows:
+        assert row["states"] == search.CHECKED_RINGS * 64
+        assert row["seconds"] * row["weights_per_second"] == pytest.approx(1 << 12)
+
+
+def test_a_search_that_finds_another_state_fails_the_stage(board_of, given_of, monkeypatch):
+    from gpu import search
+
+    class Wrong(search.DeviceSearch):
+        def __call__(self, *given, **how):
+            states = super().__call__(*given, **how).copy()
+            states[0, 0] ^= 1
+            return states
+
+    monkeypatch.setattr(search, "DeviceSearch", Wrong)
+    given = given_of(board_of(), formats=["t2-e2m1"])
+    search.check(given, timed=64)
+    assert given.findings.wrong == ["t2-e2m1: 1 of 4096 states"]
+
+
+def test_searching_stops_when_the_time_is_up_and_needs_a_trellis(board_of, given_of):
+    from gpu import search
+    from gpu.stage import AbsentError
+
+    given = given_of(board_of(), seconds=0)
+    search.check(given)
+    assert given.findings.cut
+    assert given.findings.rows == []
+    with pytest.raises(AbsentError, match="none of these formats has a trellis"):
+        search.check(given_of(board_of(), formats=["mxfp4"]))
