@@ -13,8 +13,9 @@ from unspool.encode.encode import encode
 from unspool.encode.passes import go_round
 from unspool.encode.viterbi import viterbi
 from unspool.errors import ModelError, UnspoolError, WeightError
+from unspool.model.device_dense import DenseSteps
 from unspool.model.device_search import DeviceSearch, available, search_on
-from unspool.model.device_steps import BinnedSteps, DenseSteps, FloatSteps
+from unspool.model.device_steps import BinnedSteps, FloatSteps
 from unspool.spec.catalog import parse
 
 WHOLE = {BinnedSteps: "t3-e2m3", DenseSteps: "m2-e2m1", None: "t2.5-e2m3"}

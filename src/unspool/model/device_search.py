@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,11 +27,16 @@ import torch
 from unspool.encode import binned, dense
 from unspool.encode.passes import Floats, States, go_round
 from unspool.encode.viterbi import Plane, Search, checked, no_walk, trellis, viterbi
-from unspool.errors import ModelError
-from unspool.model.device_steps import BinnedSteps, DenseSteps, FloatSteps, Steps, one_pass, put
+from unspool.errors import ModelError, SlowPathWarning, UnspoolError
+from unspool.model.device_dense import DenseSteps, Forwards, OnesProduct
+from unspool.model.device_steps import BinnedSteps, FloatSteps, Steps, one_pass, put
+from unspool.model.gpu import Processor
 
 GPU_BYTES, CPU_BYTES = 2 << 30, 1 << 28
 """What rings that are searched together may take beside the tables of their code."""
+
+COMPARED_RINGS, COMPARED_STEPS = 2, 24
+"""Of every code that a device meets, before it is trusted with more: no window is longer."""
 
 KEPT = 4
 """Codes whose tables stay on the device: up to 0.7 GB each (m3-e4m3), 50 MB for most."""
@@ -81,12 +87,17 @@ class DeviceSearch:
         *,
         memory: int | None = None,
         dtype: torch.dtype | None = None,
+        processor: Processor | None = None,
     ) -> None:
-        """`memory`: bytes for rings; `dtype`: of whole costs, binary16 on GPUs unless told."""
+        """`memory`: bytes for rings; `dtype`: of whole costs in torch's operations, binary16 on
+        GPUs unless told; `processor`: what runs kernels, on NVIDIA's GPUs that GPU."""
         self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         on_cpu = self.device.type == "cpu"
         self.memory = memory or (CPU_BYTES if on_cpu else GPU_BYTES)
         self._dtype = dtype or (torch.float32 if on_cpu else torch.float16)
+        self._processor = processor
         self._turn, self._codes = threading.Lock(), functools.lru_cache(KEPT)(self._tabulated)
 
     def __call__(
@@ -117,8 +128,38 @@ class DeviceSearch:
         if small is not None:
             whole = BinnedSteps.of(small, self.device)
         elif wide is not None:
-            whole = DenseSteps.of(wide, self.device, self._dtype)
-        return _Code(whole=whole, bins=small, real=FloatSteps.of(found, self.device))
+            whole = DenseSteps.of(wide, self.device, self._forwards(wide))
+        code = _Code(whole=whole, bins=small, real=FloatSteps.of(found, self.device))
+        if self.device.type != "cpu" or self._processor is not None:
+            self._compare(code, table, planes)
+        return code
+
+    def _forwards(self, found: dense.Dense) -> Forwards:
+        """The kernel of a trellis, or torch's operations where there is none."""
+        if self._processor is not None or self.device.type == "cuda":
+            from unspool.model.processors import processor
+            from unspool.model.search_kernel import DenseKernel
+
+            try:
+                return DenseKernel(found, self._processor or processor(self.device.index))
+            except UnspoolError as error:
+                slower = f"the trellis search on {self.device} runs without its kernel: {error}"
+                warnings.warn(slower, SlowPathWarning, stacklevel=2)
+        return OnesProduct.of(found, self.device, self._dtype)
+
+    def _compare(self, code: _Code, values: Floats, planes: tuple[Plane, ...]) -> None:
+        """Raises UnspoolError where the device finds other states than the CPU for some rings."""
+        lanes = values.shape[1]
+        finite = np.where(np.isfinite(values), values, 0)
+        dice = np.random.default_rng(0)
+        targets = dice.standard_normal((COMPARED_RINGS, COMPARED_STEPS, lanes), np.float32)
+        targets *= np.sqrt(np.mean(np.square(finite)))
+        ours = self._searched(code, put(targets, self.device), 2).cpu().numpy()
+        if not np.array_equal(ours, viterbi(values, planes, targets)):
+            raise UnspoolError(
+                "the device finds other states than the CPU; please tell us",
+                where=str(self.device), allowed="cpu",
+            )  # fmt: skip
 
     def _searched(self, code: _Code, targets: torch.Tensor, passes: int) -> torch.Tensor:
         if code.whole is None:

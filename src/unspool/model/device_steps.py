@@ -4,10 +4,6 @@ The searches of `encode.viterbi`, `dense` and `binned` as a few large tensor ope
 states of their numpy twins bit for bit: whole numbers are exact in any order, and float32 goes
 through the same products and sums, each an operation of its own, so that nothing is fused or
 reassociated. Of equal candidates `argmin` gives the first, as torch documents.
-
-What a dense trellis's edges cost is one matrix product: of what the levels cost, [rings, lanes *
-levels], with ones where an edge has a level. Its sums are whole and small enough for binary16, so a
-GPU's tensor cores make them, and 16 bits go through memory where float32 would take 32.
 """
 
 from __future__ import annotations
@@ -20,11 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unspool.encode import binned, dense
+from unspool.encode import binned
 from unspool.encode.viterbi import Trellis
-
-_HALF_WHOLE = 2048
-"""Whole numbers up to this one are exact in binary16."""
 
 _FLOAT_BYTES, _WHOLE_BYTES = 4, 4
 
@@ -32,8 +25,51 @@ _FLOAT_BYTES, _WHOLE_BYTES = 4, 4
 class Steps(Protocol):
     """A trellis as a pass around rings needs it.
 
-    Walks are costs [rings, nodes]; where they may not begin they are `never`.
+    Walks are costs [rings, nodes].
     """
+
+    @property
+    def nodes(self) -> int:
+        """Of the trellis."""
+
+    def ring_bytes(self, steps: int) -> int:
+        """What a ring takes on the device, temporaries included."""
+
+    def inputs(self, targets: Tensor) -> Tensor:
+        """[steps, rings, ...] of targets [rings, steps, ...]: what a step is told."""
+
+    def walked(self, told: Tensor, boundary: Tensor | None) -> Tensor:
+        """The walks [steps + 1, rings, nodes] before every step and after the last; they begin at
+        the boundary's nodes [rings], or anywhere."""
+
+    def trace(self, told: Tensor, walks: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """States [rings, steps] of the best walks that end at the last of `nodes` [rings, steps +
+        1], which it fills from there on, and which rings have a step whose cost is out of reach.
+
+        walks [steps or more, rings, nodes]: before every step.
+        """
+
+
+def one_pass(
+    steps: Steps, beyond: list[Tensor], targets: Tensor, boundary: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(states [rings, steps], nodes [rings, steps + 1]) of the best walk; free without boundary.
+
+    Adds to `beyond` which rings [rings] have a step whose cost was out of reach.
+    """
+    told = steps.inputs(targets)
+    count, rings = told.shape[:2]
+    # The last layer matters only where the end is free: else the trace-back starts from its node.
+    walks = steps.walked(told if boundary is None else told[:-1], boundary)
+    nodes = torch.empty((rings, count + 1), dtype=torch.int64, device=targets.device)
+    nodes[:, count] = walks[-1].argmin(1) if boundary is None else boundary
+    states, bad = steps.trace(told, walks, nodes)
+    beyond.append(bad)
+    return states, nodes
+
+
+class Stepping(Protocol):
+    """What can go a step at a time."""
 
     @property
     def nodes(self) -> int:
@@ -47,44 +83,20 @@ class Steps(Protocol):
     def never(self) -> float:
         """More than any walk costs that may be chosen."""
 
-    def ring_bytes(self, steps: int) -> int:
-        """What a ring takes on the device, temporaries included."""
-
-    def inputs(self, targets: Tensor) -> Tensor:
-        """[steps, rings, ...] of targets [rings, steps, ...]: what a step is told."""
-
     def forward(self, at: Tensor, walks: Tensor) -> Tensor:
         """The walks after a step."""
 
-    def trace(self, told: Tensor, walks: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """States [rings, steps] of the best walks that end at the last of `nodes` [rings, steps +
-        1], which it fills from there on, and which rings have a step whose cost is out of reach.
 
-        walks [steps + 1, rings, nodes]: before every step, and the last where its end is free.
-        """
-
-
-def one_pass(
-    steps: Steps, beyond: list[Tensor], targets: Tensor, boundary: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(states [rings, steps], nodes [rings, steps + 1]) of the best walk; free without boundary.
-
-    Adds to `beyond` which rings [rings] have a step whose cost was out of reach.
-    """
-    told = steps.inputs(targets)
+def advance(steps: Stepping, told: Tensor, boundary: Tensor | None) -> Tensor:
+    """`Steps.walked` a step at a time."""
     count, rings = told.shape[:2]
-    walks = torch.zeros((count + 1, rings, steps.nodes), dtype=steps.dtype, device=targets.device)
+    walks = torch.zeros((count + 1, rings, steps.nodes), dtype=steps.dtype, device=told.device)
     if boundary is not None:
         walks[0] = steps.never
         walks[0].scatter_(1, boundary[:, None], 0)
-    # The last layer matters only where the end is free: else the trace-back starts from its node.
-    for i in range(count if boundary is None else count - 1):
+    for i in range(count):
         walks[i + 1] = steps.forward(told[i], walks[i])
-    nodes = torch.empty((rings, count + 1), dtype=torch.int64, device=targets.device)
-    nodes[:, count] = walks[count].argmin(1) if boundary is None else boundary
-    states, bad = steps.trace(told, walks, nodes)
-    beyond.append(bad)
-    return states, nodes
+    return walks
 
 
 Backward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -143,8 +155,12 @@ class FloatSteps:
         """See `Steps`."""
         return targets.swapaxes(0, 1)
 
-    def forward(self, at: Tensor, walks: Tensor) -> Tensor:
+    def walked(self, told: Tensor, boundary: Tensor | None) -> Tensor:
         """See `Steps`."""
+        return advance(self, told, boundary)
+
+    def forward(self, at: Tensor, walks: Tensor) -> Tensor:
+        """The walks after a step."""
         cost = self._cost(at, self.square, self.slopes)
         cost = cost.view(len(at), *self.source.shape, self.parallel)
         cost = cost.amin(3) if self.parallel > 1 else cost[..., 0]
@@ -170,97 +186,6 @@ class FloatSteps:
         for lane, slope in enumerate(slopes[1:], start=1):
             cost.add_(slope * at[:, lane : lane + 1])
         return cost
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenseSteps:
-    """`dense`: nodes that all follow each other, costs of 255 at most.
-
-    levels     float32 [lanes, count]
-    places     [nodes, edges, lanes]: where an edge's levels lie among lanes * count
-    ones       [lanes * count, nodes * edges]: 1 where an edge has a level
-    """
-
-    levels: Tensor
-    units: float
-    limit: float
-    places: Tensor
-    ones: Tensor
-    state: Tensor
-    parallel: int
-    never: float
-
-    @staticmethod
-    def of(found: dense.Dense, device: torch.device, dtype: torch.dtype) -> DenseSteps:
-        """The steps of a dense trellis; walks and costs are of `dtype` where it is exact."""
-        lanes, count = found.levels.shape
-        never = (dense.MOST + 1) * lanes  # above any edge's cost
-        if never + dense.MOST * lanes > _HALF_WHOLE:
-            dtype = torch.float32
-        places = put(found.places.astype(np.int64), device)
-        places += torch.arange(lanes, device=device) * count
-        edges = found.state.size
-        ones = torch.zeros((lanes * count, edges), dtype=dtype, device=device)
-        for lane in range(lanes):
-            ones[places[..., lane].flatten(), torch.arange(edges, device=device)] = 1
-        return DenseSteps(
-            levels=put(found.levels, device),
-            units=float(found.units),
-            limit=float(found.limit),
-            places=places,
-            ones=ones,
-            state=put(found.state.astype(np.int64), device),
-            parallel=found.parallel,
-            never=never,
-        )
-
-    @property
-    def nodes(self) -> int:
-        """See `Steps`."""
-        return len(self.state)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """See `Steps`."""
-        return self.ones.dtype
-
-    def ring_bytes(self, steps: int) -> int:
-        """See `Steps`."""
-        each, levels = self.dtype.itemsize, self.levels.numel()
-        edges = self.ones.shape[1] * 2 * each + self.nodes * self.parallel * 8 * 4
-        return edges + steps * (levels * (4 * _FLOAT_BYTES) + self.nodes * each)
-
-    def inputs(self, targets: Tensor) -> Tensor:
-        """What every level costs, [steps, rings, lanes * count], rounded to whole units."""
-        x = targets.swapaxes(0, 1).clamp(-self.limit, self.limit)
-        missed = x[..., None] - self.levels
-        square = missed * missed
-        units = (square - square.amin(3, keepdim=True)) * self.units
-        whole = (units.clamp_(max=float(dense.MOST)) + 0.5).floor_()
-        return whole.to(self.dtype).flatten(2)
-
-    def forward(self, at: Tensor, walks: Tensor) -> Tensor:
-        """See `Steps`."""
-        edges = (at @ self.ones).view(len(at), self.nodes, self.nodes, self.parallel)
-        cost = edges.amin(3) if self.parallel > 1 else edges[..., 0]
-        after = cost.add_(walks[:, None]).amin(2).clamp_(max=dense.MOST)
-        return after - after.amin(1, keepdim=True)
-
-    def trace(self, told: Tensor, walks: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Steps`."""
-        return retrace(self._backward, told, walks, nodes)
-
-    def _backward(self, at: Tensor, to: Tensor, walks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        places = self.places[to]
-        edges = at.gather(1, places[..., 0])
-        for lane in range(1, places.shape[2]):
-            edges += at.gather(1, places[..., lane])
-        cost = edges.clamp_(max=dense.MOST) + walks.repeat_interleave(self.parallel, 1)
-        cost = torch.where(cost < self.never, cost.clamp(max=dense.MOST), cost)
-        edge = cost.argmin(1, keepdim=True)
-        found = edge[:, 0]
-        bad = cost.gather(1, edge)[:, 0] == dense.MOST
-        return self.state[to, found], found // self.parallel, bad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,14 +221,18 @@ class BinnedSteps:
         """The bins themselves, [steps, rings]."""
         return targets.swapaxes(0, 1)
 
-    def forward(self, at: Tensor, walks: Tensor) -> Tensor:
+    def walked(self, told: Tensor, boundary: Tensor | None) -> Tensor:
         """See `Steps`."""
+        return advance(self, told, boundary)
+
+    def forward(self, at: Tensor, walks: Tensor) -> Tensor:
+        """The walks after a step."""
         return self._sides(at, walks).amin(1)
 
     def trace(self, told: Tensor, walks: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """All choices at once, then one look-up a step: launches are what this search waits for."""
         steps, half = len(told), self.nodes // 2
-        even, odd = self._sides(told, walks[:-1]).unbind(2)
+        even, odd = self._sides(told, walks[:steps]).unbind(2)
         side = (odd < even).to(torch.int64)
         first = 2 * torch.arange(half, device=nodes.device).repeat(2)
         before, back = side + first, nodes.t().contiguous()
