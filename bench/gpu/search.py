@@ -1,7 +1,8 @@
 """The trellis search on the GPU: the CPU's states bit for bit, and how many weights a second.
 
 `unspool.model.device_search` against the compiled CPU search, or its definition in numpy where no
-library is there. Cheap codes first: numpy takes seconds for a ring of the dearest.
+library is there; dense trellises by their kernel and by torch's operations. Cheap codes first:
+numpy takes seconds for a ring of the dearest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from gpu.stage import AbsentError, Given, Stage
 from unspool.decode.interpret import state_values
 from unspool.encode.encode import is_searched
 from unspool.encode.viterbi import viterbi
-from unspool.model.device_search import DeviceSearch
+from unspool.errors import UnspoolError
+from unspool.model.device_search import KERNEL, DeviceSearch
 from unspool.spec.catalog import FORMATS
 from unspool.spec.code import Code
 
@@ -36,15 +38,31 @@ def check(given: Given, *, timed: int = TIMED) -> None:
     wanted = {n: c for n, c in codes.items() if not given.formats or n in given.formats}
     if not wanted:
         raise AbsentError("none of these formats has a trellis")
-    search = DeviceSearch(given.board.device)
+    device = given.board.device
+    searches = DeviceSearch(device), DeviceSearch(device, kernels=False)
     for name, code in sorted(wanted.items(), key=lambda item: len(state_values(item[1]))):
-        if given.deadline.over:
-            given.findings.cut = True
-            return
-        row = {"format": name, **compared(search, code), **speed(search, code, timed)}
-        given.findings.rows.append(row)
-        if row["different"]:
-            given.findings.wrong.append(f"{name}: {row['different']} of {row['states']} states")
+        for search in searches:
+            if given.deadline.over:
+                given.findings.cut = True
+                return
+            try:
+                way = search.way(state_values(code), planes_of(code))
+                _check_code(given, search, code, {"format": name, "way": way}, timed)
+            except UnspoolError as error:
+                given.findings.wrong.append(f"{name}: {error}")
+                continue
+            if way != KERNEL:
+                break  # the other would do the same
+
+
+def _check_code(
+    given: Given, search: DeviceSearch, code: Code, row: Mapping[str, Any], timed: int
+) -> None:
+    row = {**row, **compared(search, code), **speed(search, code, timed)}
+    given.findings.rows.append(row)
+    if row["different"]:
+        found = f"{row['different']} of {row['states']} states"
+        given.findings.wrong.append(f"{row['format']} by {row['way']}: {found}")
 
 
 def compared(search: DeviceSearch, code: Code) -> Mapping[str, Any]:
@@ -73,9 +91,13 @@ def rings(code: Code, count: int) -> np.ndarray:
     return targets * np.float32(code.sigma or 1)
 
 
+def planes_of(code: Code) -> tuple[tuple[int, int], ...]:
+    """(window, stride) of every plane."""
+    return tuple((plane.window, plane.stride) for plane in code.planes)
+
+
 def _states(search: Any, code: Code, targets: np.ndarray) -> np.ndarray:
-    planes = tuple((plane.window, plane.stride) for plane in code.planes)
-    return search(state_values(code), planes, targets)
+    return search(state_values(code), planes_of(code), targets)
 
 
 STAGE = Stage(name="search", run=check, seconds=60)

@@ -228,6 +228,7 @@ def test_the_search_is_compared_with_the_cpus_and_timed(board_of, given_of):
     search.check(given, timed=1 << 12)
     assert given.findings.wrong == []
     assert [row["format"] for row in given.findings.rows] == ["t1-e2m1", "t2-e2m1"]
+    assert [row["way"] for row in given.findings.rows] == ["floats", "words"]
     for row in given.findings.rows:
         assert row["states"] == search.CHECKED_RINGS * 64
         assert row["seconds"] * row["weights_per_second"] == pytest.approx(1 << 12)
@@ -245,7 +246,7 @@ def test_a_search_that_finds_another_state_fails_the_stage(board_of, given_of, m
     monkeypatch.setattr(search, "DeviceSearch", Wrong)
     given = given_of(board_of(), formats=["t2-e2m1"])
     search.check(given, timed=64)
-    assert given.findings.wrong == ["t2-e2m1: 1 of 4096 states"]
+    assert given.findings.wrong == ["t2-e2m1 by words: 1 of 4096 states"]
 
 
 def test_searching_stops_when_the_time_is_up_and_needs_a_trellis(board_of, given_of):
@@ -258,3 +259,34 @@ def test_searching_stops_when_the_time_is_up_and_needs_a_trellis(board_of, given
     assert given.findings.rows == []
     with pytest.raises(AbsentError, match="none of these formats has a trellis"):
         search.check(given_of(board_of(), formats=["mxfp4"]))
+
+
+def test_codes_with_a_kernel_are_searched_with_it_and_without(board_of, given_of, monkeypatch):
+    from gpu import search
+
+    class Kernels(search.DeviceSearch):
+        def __init__(self, device, *, kernels=True):
+            super().__init__(device, kernels=kernels)
+            self.kernels = kernels
+
+        def way(self, values, planes):
+            return search.KERNEL if self.kernels else "bytes"
+
+    monkeypatch.setattr(search, "DeviceSearch", Kernels)
+    given = given_of(board_of(), formats=["t2-e2m1"])
+    search.check(given, timed=64)
+    assert [row["way"] for row in given.findings.rows] == [search.KERNEL, "bytes"]
+
+
+def test_a_device_that_is_not_trusted_fails_the_stage(board_of, given_of, monkeypatch):
+    from gpu import search
+
+    from unspool.errors import UnspoolError
+
+    def not_trusted(self, values, planes):
+        raise UnspoolError("the device finds other states than the CPU")
+
+    monkeypatch.setattr(search.DeviceSearch, "way", not_trusted)
+    given = given_of(board_of(), formats=["t2-e2m1"])
+    search.check(given)
+    assert given.findings.wrong == 2 * ["t2-e2m1: the device finds other states than the CPU"]

@@ -13,22 +13,28 @@ from unspool.encode.encode import encode
 from unspool.encode.passes import go_round
 from unspool.encode.viterbi import viterbi
 from unspool.errors import ModelError, UnspoolError, WeightError
-from unspool.model.device_dense import DenseSteps
-from unspool.model.device_search import DeviceSearch, available, search_on
+from unspool.model.device_search import (
+    BYTES,
+    FLOATS,
+    WORDS,
+    DeviceSearch,
+    available,
+    search_on,
+)
 from unspool.model.device_steps import BinnedSteps, FloatSteps
 from unspool.spec.catalog import parse
 
-WHOLE = {BinnedSteps: "t3-e2m3", DenseSteps: "m2-e2m1", None: "t2.5-e2m3"}
+FORMATS = {WORDS: "t3-e2m3", BYTES: "m2-e2m1", FLOATS: "t2.5-e2m3"}
 CODES = {  # planes, lanes, levels (0: any number): what finds them, with parallel edges and without
-    "binned": (((5, 1), (2, 2)), 1, 23, BinnedSteps),
-    "binned without parallel edges": (((4, 1),), 1, 9, BinnedSteps),
-    "dense": (((12, 6),), 4, 9, DenseSteps),
-    "dense, parallel edges": (((13, 7),), 2, 40, DenseSteps),
-    "dense, too many lanes for 16 bits": (((12, 6),), 5, 9, DenseSteps),
-    "float": (((7, 2),), 2, 0, None),
-    "float, parallel edges": (((3, 1), (4, 4)), 2, 0, None),
-    "float, single weights": (((6, 1),), 1, 0, None),
-    "no memory": (((4, 4),), 2, 0, None),
+    "binned": (((5, 1), (2, 2)), 1, 23, WORDS),
+    "binned without parallel edges": (((4, 1),), 1, 9, WORDS),
+    "dense": (((12, 6),), 4, 9, BYTES),
+    "dense, parallel edges": (((13, 7),), 2, 40, BYTES),
+    "dense, too many lanes for 16 bits": (((12, 6),), 5, 9, BYTES),
+    "float": (((7, 2),), 2, 0, FLOATS),
+    "float, parallel edges": (((3, 1), (4, 4)), 2, 0, FLOATS),
+    "float, single weights": (((6, 1),), 1, 0, FLOATS),
+    "no memory": (((4, 4),), 2, 0, FLOATS),
 }
 
 
@@ -36,7 +42,7 @@ def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def some_code(name: str) -> tuple[np.ndarray, tuple, int, type | None]:
+def some_code(name: str) -> tuple[np.ndarray, tuple, int, str]:
     planes, lanes, levels, found = CODES[name]
     size = (1 << sum(window for window, _ in planes), lanes)
     rng = np.random.default_rng(7)
@@ -44,17 +50,12 @@ def some_code(name: str) -> tuple[np.ndarray, tuple, int, type | None]:
     return rng.choice(alphabet, size), planes, lanes, found
 
 
-def whole_steps(search: DeviceSearch, values: np.ndarray, planes: tuple) -> type | None:
-    found = search._codes(values.tobytes(), values.shape, planes).whole
-    return None if found is None else type(found)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("name", CODES)
 def test_states_are_those_of_the_cpu_in_every_bit(name, dtype):
     values, planes, lanes, expected = some_code(name)
     search = DeviceSearch("cpu", dtype=dtype)
-    assert whole_steps(search, values, planes) is expected
+    assert search.way(values, planes) == expected
     for steps, passes, spread in ((8, 2, 1.0), (9, 3, 0.01), (8, 4, 30.0)):
         targets = gaussian(19, steps, lanes, seed=steps) * np.float32(spread)
         targets[3] *= np.float32(1e8)  # no whole number holds what this ring costs
@@ -100,7 +101,7 @@ def test_rings_are_searched_together_and_cross_to_the_device_once(monkeypatch):
     assert counts[0] == counts[1] == {"forward": 8 + 7, "put": 1}
 
 
-@pytest.mark.parametrize("name", [*WHOLE.values(), "nvfp4", "lut-b"])
+@pytest.mark.parametrize("name", [*FORMATS.values(), "nvfp4", "lut-b"])
 def test_a_matrix_is_encoded_to_the_same_bytes(name, monkeypatch):
     fmt = parse(name)
     monkeypatch.setattr("unspool.encode.encode.PART", 1 << 11)  # several threads, several parts
@@ -116,10 +117,10 @@ def test_a_matrix_is_encoded_to_the_same_bytes(name, monkeypatch):
 
 def test_the_catalog_meets_all_three_ways():
     search = DeviceSearch("cpu")
-    for expected, name in WHOLE.items():
+    for expected, name in FORMATS.items():
         code = parse(name).code
         planes = tuple((plane.window, plane.stride) for plane in code.planes)
-        assert whole_steps(search, state_values(code), planes) is expected
+        assert search.way(state_values(code), planes) == expected
 
 
 def test_a_strip_is_one_call_however_many_threads(monkeypatch):

@@ -70,6 +70,7 @@ def test_states_found_by_the_kernel_are_the_cpus(monkeypatch):
     monkeypatch.setattr(device_search, "COMPARED_STEPS", 2)
     values, _ = some_code(*CODES[0])
     search = DeviceSearch("cpu", processor=SimulatedProcessor("sm90"))
+    assert search.way(values, CODES[0][0]) == device_search.KERNEL
     targets = gaussian(66, 4, 2)
     targets[5] *= np.float32(1e8)
     found = search(values, CODES[0][0], targets)

@@ -2,15 +2,13 @@
 
 Targets go to the device once and states come back once; between the two there is no loop over
 rings, only over steps, and over groups of rings where the memory asked for is less than all take.
-The steps are in `device_steps`. A ring that the search in whole numbers cannot hold is searched in
-float32, as on the CPU.
+The steps are torch's operations (`device_steps`, `device_dense`); dense trellises, which are those
+that take long, have a kernel on NVIDIA's GPUs (`search_kernel`). A ring that the search in whole
+numbers cannot hold is searched in float32, as on the CPU. Before a code is trusted to another
+device some rings are searched on both.
 
-Run and tested on CPU tensors; not run on a GPU. By arithmetic, an estimate and no measurement: a
-step of a ring of m2-e2m1 writes 65,536 costs of 16 bits, adds walks to them in place and reads them
-once more, 512 KiB; at 3.4 TB/s, 0.7 of an H200's data sheet, that is 10 us a ring of 128 weights
-for two passes over 32 steps: 13 M weights/s. m3-e4m3 moves 4.4 MiB a step and multiplies 0.53
-GFLOP, some 1.4 us: 1.4 M weights/s. A table code has 16 nodes; its steps take as long as ten
-launches, some 50 us, and a little more for a strip's 32,768 rings: 150 M weights/s and more.
+Run and tested on CPU tensors; kernels compiled, counted, simulated; not run on a GPU. What an H200
+should reach is in docs/gpu.md, by arithmetic.
 """
 
 from __future__ import annotations
@@ -37,6 +35,9 @@ GPU_BYTES, CPU_BYTES = 2 << 30, 1 << 28
 
 COMPARED_RINGS, COMPARED_STEPS = 2, 24
 """Of every code that a device meets, before it is trusted with more: no window is longer."""
+
+WAYS = KERNEL, BYTES, WORDS, FLOATS = ("kernel", "bytes", "words", "floats")
+"""The kernel of dense trellises; they and binned ones by torch's operations; all others."""
 
 KEPT = 4
 """Codes whose tables stay on the device: up to 0.7 GB each (m3-e4m3), 50 MB for most."""
@@ -87,17 +88,19 @@ class DeviceSearch:
         *,
         memory: int | None = None,
         dtype: torch.dtype | None = None,
+        kernels: bool = True,
         processor: Processor | None = None,
     ) -> None:
         """`memory`: bytes for rings; `dtype`: of whole costs in torch's operations, binary16 on
-        GPUs unless told; `processor`: what runs kernels, on NVIDIA's GPUs that GPU."""
+        GPUs unless told; `kernels`: whether to use them where there are some; `processor`: what
+        runs them, on NVIDIA's GPUs that GPU."""
         self.device = torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         on_cpu = self.device.type == "cpu"
         self.memory = memory or (CPU_BYTES if on_cpu else GPU_BYTES)
         self._dtype = dtype or (torch.float32 if on_cpu else torch.float16)
-        self._processor = processor
+        self._processor, self._kernels = processor, kernels
         self._turn, self._codes = threading.Lock(), functools.lru_cache(KEPT)(self._tabulated)
 
     def __call__(
@@ -119,6 +122,15 @@ class DeviceSearch:
         except torch.OutOfMemoryError as error:
             raise MemoryError(f"viterbi on {self.device}: {error}".partition("\n")[0]) from error
 
+    def way(self, values: Floats, planes: Sequence[Plane]) -> str:
+        """How a code is searched: one of WAYS."""
+        values = np.asarray(values, np.float32)
+        with self._turn, torch.inference_mode():
+            whole = self._codes(values.tobytes(), values.shape, tuple(planes)).whole
+        if isinstance(whole, DenseSteps):
+            return BYTES if isinstance(whole.forwards, OnesProduct) else KERNEL
+        return FLOATS if whole is None else WORDS
+
     def _tabulated(self, values: bytes, shape: tuple[int, int], planes: tuple[Plane, ...]) -> _Code:
         table = np.frombuffer(values, np.float32).reshape(shape)
         found = trellis(table, planes)
@@ -136,7 +148,7 @@ class DeviceSearch:
 
     def _forwards(self, found: dense.Dense) -> Forwards:
         """The kernel of a trellis, or torch's operations where there is none."""
-        if self._processor is not None or self.device.type == "cuda":
+        if self._processor is not None or (self._kernels and self.device.type == "cuda"):
             from unspool.model.processors import processor
             from unspool.model.search_kernel import DenseKernel
 
