@@ -56,12 +56,27 @@ def gaussian(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("rings", [3, 70])
 def test_walks_are_those_of_torchs_operations(code, rings):
     _, found = some_code(*code)
+    for steps in (0, 3):
+        _compare(found, gaussian(rings, steps, code[1]))
+
+
+@playing
+@pytest.mark.parametrize("name", ["m2-e2m1", "m2-e4m3"])
+def test_walks_of_the_catalogs_codes_are_those_of_torchs_operations(name):
+    """256 nodes: each warp has two groups of them."""
+    code, found = parse(name).code, of_format(name)
+    assert len(found.state) == 2 * MOST_WARPS * ABREAST
+    _compare(found, gaussian(3, 2, code.lanes) * np.float32(code.sigma))
+
+
+def _compare(found: Dense, targets: np.ndarray) -> None:
     ones = OnesProduct.of(found, torch.device("cpu"), torch.float32)
     kernel = DenseKernel(found, SimulatedProcessor("sm90"))
-    whole = DenseSteps.of(found, torch.device("cpu"), kernel)
-    told = whole.inputs(torch.from_numpy(gaussian(rings, 3, code[1])))
+    told = DenseSteps.of(found, torch.device("cpu"), kernel).inputs(torch.from_numpy(targets))
+    rings = len(targets)
     for boundary in (None, torch.arange(rings) % len(found.state)):
         ours, theirs = kernel(told, boundary), ones(told.float(), boundary)
+        assert ours.dtype == torch.int16
         assert torch.equal(ours.float(), theirs)
 
 
