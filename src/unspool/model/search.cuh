@@ -25,7 +25,8 @@ UNSPOOL_DEVICE word add_lower(word a, word b, word c) { return lower_of(a + b, c
 
 struct WalkArguments {
     const word* costs;   // [steps][blocks][lanes * count][32]: what every level costs
-    const word* places;  // [nodes / abreast][from-nodes * parallel][abreast][tables]: bytes
+    const word* places;  // [nodes / abreast][from-nodes * parallel][abreast][tables]: bytes; and
+                         // one [abreast][tables] more, which is read ahead and not used
     const int* starts;   // [blocks * 64]: where walks begin; null: anywhere
     word* walks;         // [steps + 1][blocks][nodes][32]
     int steps, blocks;
@@ -54,24 +55,30 @@ UNSPOOL_DEVICE void fill_cost_tables(char* tables, const word* costs, int warp, 
     }
 }
 
-// The cheapest way into some neighbouring nodes.
+constexpr int place_words = made::abreast * made::tables;
+
+UNSPOOL_DEVICE void load_places(const word* from, word (&place)[place_words]) {
+#pragma unroll
+    for (int i = 0; i < place_words; i += 4) {
+        const Quad four = load_global<Quad>(from + i);
+        place[i] = four.x, place[i + 1] = four.y, place[i + 2] = four.z, place[i + 3] = four.w;
+    }
+}
+
+// The cheapest way into some neighbouring nodes. Where edges look up is read an edge ahead.
 UNSPOOL_DEVICE void advance(const char* tables, const char* walks, const word* places, int lane,
                             word (&best)[made::abreast]) {
-    constexpr int words = made::abreast * made::tables;
+    word place[place_words];
+    load_places(places, place);
 #pragma unroll
     for (int j = 0; j < made::abreast; ++j) best[j] = ~0u;
-#pragma unroll 1
+#pragma unroll 2
     for (int from = 0; from < made::nodes; ++from) {
         const word walk = load_shared<word>(walks + row_bytes * from + 4 * lane);
-#pragma unroll 1
-        for (int copy = 0; copy < made::parallel; ++copy, places += words) {
-            word place[words];
-#pragma unroll
-            for (int i = 0; i < words; i += 4) {
-                const Quad four = load_global<Quad>(places + i);
-                place[i] = four.x, place[i + 1] = four.y;
-                place[i + 2] = four.z, place[i + 3] = four.w;
-            }
+#pragma unroll 2
+        for (int copy = 0; copy < made::parallel; ++copy) {
+            word next[place_words];
+            load_places(places += place_words, next);
 #pragma unroll
             for (int j = 0; j < made::abreast; ++j) {
                 word cost = 0;
@@ -80,6 +87,8 @@ UNSPOOL_DEVICE void advance(const char* tables, const char* walks, const word* p
                     cost += load_shared<word>(tables + place[j * made::tables + i]);
                 best[j] = add_lower(walk, cost, best[j]);
             }
+#pragma unroll
+            for (int i = 0; i < place_words; ++i) place[i] = next[i];
         }
     }
 }

@@ -115,11 +115,12 @@ def is_paired(found: dense.Dense) -> bool:
 
 def byte_places(found: dense.Dense) -> np.ndarray:
     """Where edges look up, in bytes: int32 [nodes / ABREAST, from-nodes * parallel, ABREAST,
-    tables]."""
+    tables], flat, and as many zeros as a warp reads ahead."""
     nodes, (_, count) = len(found.state), found.levels.shape
     places, entries = found.places.astype(np.int32), count
     if is_paired(found):
         places, entries = places[..., ::2] * count + places[..., 1::2], count * count
     places = (places + np.arange(places.shape[2], dtype=np.int32) * entries) * _ROW_BYTES
     ordered = places.reshape(nodes // ABREAST, ABREAST, *places.shape[1:])
-    return np.ascontiguousarray(ordered.swapaxes(1, 2), np.int32)
+    ahead = np.zeros(ABREAST * places.shape[2], np.int32)
+    return np.concatenate([ordered.swapaxes(1, 2).ravel(), ahead])
