@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from unspool.decode.interpret import state_values
 from unspool.encode.encode import is_searched
 from unspool.encode.viterbi import viterbi
 from unspool.errors import UnspoolError
-from unspool.model.device_search import KERNEL, DeviceSearch
 from unspool.spec.catalog import FORMATS
 from unspool.spec.code import Code
+
+if TYPE_CHECKING:
+    from unspool.model.device_search import DeviceSearch
 
 CHECKED_EDGES, CHECKED_RINGS = 1 << 20, 64
 """Edges of a step of all rings that are compared, and so many rings at most."""
@@ -33,7 +35,9 @@ DEAR_EDGES, DEAR_TIMED = 1 << 17, 1 << 18
 
 
 def check(given: Given, *, timed: int = TIMED) -> None:
-    """A row per code that has a trellis; states that differ are wrong."""
+    """A row per code that has a trellis, and way to search it; states that differ are wrong."""
+    from unspool.model.device_search import KERNEL, DeviceSearch
+
     codes = {name: FORMATS[name].code for name in FORMATS if is_searched(FORMATS[name])}
     wanted = {n: c for n, c in codes.items() if not given.formats or n in given.formats}
     if not wanted:
