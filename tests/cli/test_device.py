@@ -71,8 +71,11 @@ def test_an_estimate_times_the_search_that_will_run(run, tiny, monkeypatch, sear
     monkeypatch.setattr(DeviceSearch, "__call__", slow)
     found = run(*options, "--device", "cuda").json
     estimate = found["estimate"]
+    assert found["device"] == "cuda"
     assert searched[0] < searched[1]  # once to set up, then in earnest
     assert estimate["encoding_seconds"] >= 0.5 * found["weights"] / searched[1]
+    shown = run(*(o for o in options if o != "--json"), "--device", "cuda").out
+    assert "s on 1 threads and cuda (" in shown
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def quantize(
         found |= stream(source, place, body, selection, effort, windows, journal, saving, quiet)
     else:
         found |= write(source, place, body, selection, effort, windows, saving, quiet, tune)
-    found |= {"out": place, **calibrating, "seconds": time.perf_counter() - start}
+    found |= {"out": place, "device": device, **calibrating, "seconds": time.perf_counter() - start}
     print_json(found) if json else _show(found)
 
 
@@ -351,9 +351,10 @@ def _show(found: dict[str, Any]) -> None:
         count, dense = len(found["left_out"]), sum(each["bytes"] for each in found["left_out"])
         print(f"left as they are: {count} fused expert weights, {byte_count(dense)}")
     if found["dry_run"]:
-        guess = found["estimate"]
+        guess, device = found["estimate"], found["device"]
         print(
             f"estimate:         {guess['seconds']:.3g} s on {guess['threads']} threads "
+            f"{f'and {device} ' if device else ''}"
             f"({guess['encoding_seconds']:.3g} s encoding, {guess['passes_seconds']:.3g} s passes "
             f"of the text, {guess['importance_seconds']:.3g} s its importance, "
             f"{guess['tuning_seconds']:.3g} s tuning of blocks) beside start-up, "
