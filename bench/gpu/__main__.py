@@ -1,4 +1,4 @@
-"""`make gpu`: conformance, products, sanitizer, probe, benchmark on the GPU that is here.
+"""`make gpu`: conformance, products, search, sanitizer, probe, benchmark on the GPU that is here.
 
 PYTHONPATH=src:bench python3 -m gpu [--only STAGE ...] [--formats NAME ...] [--seconds N]
 
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 SECONDS = 430
 """Of eight minutes: the rest is for the first start of torch and the last of a stage."""
 
-STAGES = ("decode", "products", "sanitizer", "probe", "benchmark")
+STAGES = ("decode", "products", "search", "sanitizer", "probe", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,12 +58,13 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _stages() -> Sequence[Any]:
-    from gpu import benchmark, conformance, correctness, probe, sanitizer
+    from gpu import benchmark, conformance, correctness, probe, sanitizer, search
     from gpu.entrants import ENTRANTS
 
     return (
         conformance.STAGE,
         correctness.stage(ENTRANTS),
+        search.STAGE,
         sanitizer.STAGE,
         probe.STAGE,
         benchmark.stage(ENTRANTS),

@@ -14,10 +14,11 @@ def cells(column: int) -> set[str]:
 
 
 def test_stages_and_their_shares_are_on_the_page():
-    from gpu import benchmark, conformance, correctness, probe, sanitizer
+    from gpu import benchmark, conformance, correctness, probe, sanitizer, search
 
     stages = [
-        conformance.STAGE, correctness.stage(()), sanitizer.STAGE, probe.STAGE, benchmark.stage(()),
+        conformance.STAGE, correctness.stage(()), search.STAGE, sanitizer.STAGE, probe.STAGE,
+        benchmark.stage(()),
     ]  # fmt: skip
     for stage in stages:
         (line,) = re.findall(rf"^\| `{stage.name}` \|.*$", PAGE, re.MULTILINE)

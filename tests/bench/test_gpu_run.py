@@ -113,7 +113,7 @@ def test_stages_are_chosen_by_name():
     from gpu.__main__ import STAGES, options
 
     assert options(["--only", "probe", "decode"]).only == ["probe", "decode"]
-    assert set(STAGES) == {"decode", "products", "sanitizer", "probe", "benchmark"}
+    assert set(STAGES) == {"decode", "products", "search", "sanitizer", "probe", "benchmark"}
     with pytest.raises(SystemExit, match="2"):
         options(["--only", "nothing"])
 

@@ -16,8 +16,10 @@ import pytest
 
 from unspool.decode.lowering import run
 from unspool.decode.machine import MACHINES
+from unspool.errors import UnspoolError
 from unspool.matmul.cuda import jit
 from unspool.matmul.cuda.device import machine_of
+from unspool.model import device_search
 from unspool.perf.machine_code import loops
 from unspool.perf.toolchain import toolchain, why_not
 from unspool.spec.catalog import FORMATS
@@ -219,3 +221,72 @@ def test_the_sanitizers_command_is_one_that_the_program_takes():
     parsed = options(command[command.index("gpu") + 1 :])
     assert (parsed.only, parsed.no_json) == (["decode", "products"], True)
     assert set(parsed.formats) <= set(FORMATS)
+
+
+def test_the_search_is_compared_with_the_cpus_and_timed(board_of, given_of):
+    from gpu import search
+
+    given = given_of(board_of(), formats=["t2-e2m1", "t1-e2m1", "nvfp4"])
+    search.check(given, timed=1 << 12)
+    assert given.findings.wrong == []
+    assert [row["format"] for row in given.findings.rows] == ["t1-e2m1", "t2-e2m1"]
+    assert [row["way"] for row in given.findings.rows] == ["floats", "words"]
+    for row in given.findings.rows:
+        assert row["states"] == search.CHECKED_RINGS * 64
+        assert row["seconds"] * row["weights_per_second"] == pytest.approx(1 << 12)
+
+
+def test_a_search_that_finds_another_state_fails_the_stage(board_of, given_of, monkeypatch):
+    from gpu import search
+
+    class Wrong(device_search.DeviceSearch):
+        def __call__(self, *given, **how):
+            states = super().__call__(*given, **how).copy()
+            states[0, 0] ^= 1
+            return states
+
+    monkeypatch.setattr(device_search, "DeviceSearch", Wrong)
+    given = given_of(board_of(), formats=["t2-e2m1"])
+    search.check(given, timed=64)
+    assert given.findings.wrong == ["t2-e2m1 by words: 1 of 4096 states"]
+
+
+def test_searching_stops_when_the_time_is_up_and_needs_a_trellis(board_of, given_of):
+    from gpu import search
+    from gpu.stage import AbsentError
+
+    given = given_of(board_of(), seconds=0)
+    search.check(given)
+    assert given.findings.cut
+    assert given.findings.rows == []
+    with pytest.raises(AbsentError, match="none of these formats has a trellis"):
+        search.check(given_of(board_of(), formats=["mxfp4"]))
+
+
+def test_codes_with_a_kernel_are_searched_with_it_and_without(board_of, given_of, monkeypatch):
+    from gpu import search
+
+    class Kernels(device_search.DeviceSearch):
+        def __init__(self, device, *, kernels=True):
+            super().__init__(device, kernels=kernels)
+            self.kernels = kernels
+
+        def way(self, values, planes):
+            return device_search.KERNEL if self.kernels else "bytes"
+
+    monkeypatch.setattr(device_search, "DeviceSearch", Kernels)
+    given = given_of(board_of(), formats=["t2-e2m1"])
+    search.check(given, timed=64)
+    assert [row["way"] for row in given.findings.rows] == [device_search.KERNEL, "bytes"]
+
+
+def test_a_device_that_is_not_trusted_fails_the_stage(board_of, given_of, monkeypatch):
+    from gpu import search
+
+    def not_trusted(self, values, planes):
+        raise UnspoolError("the device finds other states than the CPU")
+
+    monkeypatch.setattr(device_search.DeviceSearch, "way", not_trusted)
+    given = given_of(board_of(), formats=["t2-e2m1"])
+    search.check(given)
+    assert given.findings.wrong == 2 * ["t2-e2m1: the device finds other states than the CPU"]

@@ -49,3 +49,22 @@ def test_tuning_lowers_the_divergence_and_keeps_the_codes(name: str) -> None:
 def test_a_model_without_quantized_layers_is_refused() -> None:
     with pytest.raises(ModelError, match="no quantized layer to tune"):
         tune(tiny(), tiny(), windows())
+
+
+def test_all_that_takes_part_is_moved_to_the_device(monkeypatch) -> None:
+    """What computes there cannot be shown without one."""
+    original, model, moved = tiny(), tiny(), []
+    quantize(model, "nvfp4")
+
+    def to(each, device):
+        moved.append((type(each), device))
+        return each
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    monkeypatch.setattr(LlamaForCausalLM, "to", to)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr("unspool.model.tune._descend", lambda *given: [0.0])
+    tune(model, original, windows(), device="cuda")
+    assert sorted(moved, key=str) == sorted(
+        [(LlamaForCausalLM, "cuda"), (LlamaForCausalLM, "cuda"), (torch.Tensor, "cuda")], key=str
+    )

@@ -24,6 +24,7 @@ from unspool.checkpoint.manifest import Layer, Manifest
 from unspool.checkpoint.save import copied_files
 from unspool.checkpoint.write import Payload, check_output, write_checkpoint
 from unspool.encode.encode import encode, strip_count
+from unspool.encode.viterbi import Search, viterbi
 from unspool.errors import CheckpointError, ModelError
 from unspool.matmul.reference import decode
 from unspool.model.layout import BUFFERS, STORED_DTYPE, as_arrays, as_buffers
@@ -66,11 +67,13 @@ def quantize_folder(
     progress: Progress = lambda done, total, what: None,
     processes: Processes = ALONE,
     made: str = "",
+    search: Search = viterbi,
     **saving: Any,
 ) -> tuple[Outcome, ...]:
     """Quantizes the planned layers of a folder's model into a new checkpoint.
 
-    `windows`: calibration token ids `[count, tokens]`; `made`: how, for the model card.
+    `windows`: calibration token ids `[count, tokens]`; `made`: how, for the model card; `search`:
+    how trellises are searched that are not calibrated.
     Of several `processes` the first alone has a journal; all end with the error of one.
     Raises ModelError for a model whose tensors are not stored by the names of its modules, and for
     a layer outside the blocks; CheckpointError where something cannot be written. What a journal
@@ -90,7 +93,9 @@ def quantize_folder(
     for place, prefix in enumerate(blocks.names):
         progress(place, len(blocks.names), prefix)
         with _named(prefix):
-            run = _Run(plan=plan, streams=streams, journal=journal, processes=processes)
+            run = _Run(
+                plan=plan, streams=streams, journal=journal, processes=processes, search=search
+            )
             found = run.block(blocks.read(place), prefix, place, outcomes)
         tensors |= found
     progress(len(blocks.names), len(blocks.names), "")
@@ -107,6 +112,7 @@ class _Run:
     streams: Streams | None
     journal: Journal | None
     processes: Processes
+    search: Search
 
     def block(
         self, block: nn.Module, prefix: str, place: int, outcomes: list[Outcome]
@@ -161,6 +167,7 @@ class _Run:
                 threads=threads,
                 where=name,
                 share=share,
+                search=self.search,
             ),
         )
 

@@ -17,6 +17,13 @@ def speaks() -> bool:
     return not several() or os.environ["RANK"] == "0"
 
 
+def device_each(wanted: str | None) -> str | None:
+    """This process's device, by torch's name: of those of one kind each process has its own."""
+    if wanted is None or not several() or ":" in wanted or wanted == "cpu":
+        return wanted
+    return f"{wanted}:{os.environ.get('LOCAL_RANK', '0')}"
+
+
 def threads_each(wanted: int | None) -> int | None:
     """Threads of this process unless it was told: its share of the machine's cores."""
     if wanted is not None or not several():

@@ -14,13 +14,14 @@ from unspool import __version__
 from unspool.cli import launch
 from unspool.cli.bundled import ModelPath, resolve
 from unspool.cli.inputs import byte_size, calibration_windows, model_files, parse_name
-from unspool.cli.quantize_checks import check_together, how_calibrated, how_made
+from unspool.cli.quantize_checks import check_together, how_calibrated, how_hard, how_made
 from unspool.cli.quantize_options import (
     TOKENS,
     Bits,
     CalibrationFile,
     CalibrationTokens,
     CalibrationType,
+    Device,
     DryRun,
     Exclude,
     FormatName,
@@ -72,6 +73,7 @@ def quantize(
     work: Work = None,
     resume: Resume = False,
     passes: Passes = None,
+    device: Device = None,
     threads: Threads = None,
     shard_size: ShardSize = "5GB",
     overwrite: Overwrite = False,
@@ -82,14 +84,14 @@ def quantize(
     """Quantize a model's linear layers and write a checkpoint."""
     body, limit = chosen_format(format, bits, plan_file), byte_size(shard_size, "--shard-size")
     source, head, start = resolve(path), head and parse_name(head), time.perf_counter()
-    check_together(calibration, importance, tune, tune_blocks, work, resume, head, dry_run)
+    check_together(calibration, importance, tune, tune_blocks, work, resume, head, dry_run, device)
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
     found["calibration_tokens"] = tokens = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
     calibrating = how_calibrated(calibration_dtype, importance, tune_blocks)
-    effort = {"passes": passes, "threads": launch.threads_each(threads), **calibrating}
+    effort = how_hard(passes, threads, device) | calibrating
     made = how_made(tokens, importance, tune, tune_blocks)
     saving = {"overwrite": overwrite, "max_shard_bytes": limit, "made": made}
     by_block = streamed(work, windows, tune, head)
@@ -100,9 +102,8 @@ def quantize(
         journal = partial(open_journal, work, resume, source, body, windows, asked)
         found |= stream(source, place, body, selection, effort, windows, journal, saving, quiet)
     else:
-        effort["calibration"] = windows
-        found |= write(source, place, body, selection, effort, saving, quiet, tune)
-    found |= {"out": place, **calibrating, "seconds": time.perf_counter() - start}
+        found |= write(source, place, body, selection, effort, windows, saving, quiet, tune)
+    found |= {"out": place, "device": device, **calibrating, "seconds": time.perf_counter() - start}
     print_json(found) if json else _show(found)
 
 
@@ -192,6 +193,7 @@ def write(
     fmt: Format | Mixed,
     selection: dict[str, Any],
     effort: dict[str, Any],
+    windows: torch.Tensor | None,
     saving: dict[str, Any],
     quiet: bool,
     tuning: int = 0,
@@ -210,10 +212,11 @@ def write(
     check_room(folder, plan(source, fmt, selection)["model_bytes"])
     model = load_model(source)
     given = {name: value for name, value in effort.items() if value is not None}
+    given |= {"calibration": windows}
     given["calibration_dtype"] = getattr(torch, effort["calibration_dtype"])
     with progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
         report = unspool.quantize(model, fmt, progress=advance, **selection, **given)
-    tuned = tuned_by(model, source, given["calibration"], tuning, quiet) if tuning else None
+    tuned = tuned_by(model, source, windows, tuning, effort["device"], quiet) if tuning else None
     unspool.save(model, folder, source=locate(source), **saving)
     layers = [vars(layer) for layer in report.layers]
     left_out = [vars(weight) for weight in report.left_out]
@@ -240,6 +243,7 @@ def stream(
     from unspool.encode.ldlq import Calibration
     from unspool.model import selection as select
     from unspool.model.calibrate import Plan
+    from unspool.model.device_search import search_on
     from unspool.model.load import empty_model, locate
     from unspool.model.processes import ALONE, joined
 
@@ -257,7 +261,7 @@ def stream(
         journal = processes.agreed(lambda: open_journal() if processes.first else None)
         done = quantize_folder(
             locate(source), folder, steps, windows=windows, journal=journal,
-            progress=advance, processes=processes, **saving,
+            progress=advance, processes=processes, search=search_on(effort["device"]), **saving,
         )  # fmt: skip
     errors = {outcome.name: outcome.relative_error for outcome in done}
     layers = [{**layer, "relative_error": errors[layer["name"]]} for layer in planned["layers"]]
@@ -265,7 +269,12 @@ def stream(
 
 
 def tuned_by(
-    model: nn.Module, source: str, windows: torch.Tensor, steps: int, quiet: bool
+    model: nn.Module,
+    source: str,
+    windows: torch.Tensor | None,
+    steps: int,
+    device: str | None,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Tunes the model in that many steps; the KL before and after on the calibration text."""
     from unspool.model.load import load_model
@@ -273,8 +282,9 @@ def tuned_by(
 
     with progress("tuning", quiet=quiet) as advance:
         found = tune(
-            model, load_model(source), windows, effort=Effort(steps=steps), progress=advance
-        )
+            model, load_model(source), windows, effort=Effort(steps=steps), progress=advance,
+            device=device or "cpu",
+        )  # fmt: skip
     return vars(found)
 
 
@@ -341,9 +351,10 @@ def _show(found: dict[str, Any]) -> None:
         count, dense = len(found["left_out"]), sum(each["bytes"] for each in found["left_out"])
         print(f"left as they are: {count} fused expert weights, {byte_count(dense)}")
     if found["dry_run"]:
-        guess = found["estimate"]
+        guess, device = found["estimate"], found["device"]
         print(
             f"estimate:         {guess['seconds']:.3g} s on {guess['threads']} threads "
+            f"{f'and {device} ' if device else ''}"
             f"({guess['encoding_seconds']:.3g} s encoding, {guess['passes_seconds']:.3g} s passes "
             f"of the text, {guess['importance_seconds']:.3g} s its importance, "
             f"{guess['tuning_seconds']:.3g} s tuning of blocks) beside start-up, "

@@ -19,8 +19,10 @@ def check_together(
     resume: bool,
     head: str | None,
     dry_run: bool,
+    device: str | None,
 ) -> None:
-    """Raises CheckpointError for options that do not go together."""
+    """Raises CheckpointError for options that do not go together, ModelError for a device that is
+    not there."""
     needing = {"--tune": tune, "--tune-blocks": tune_blocks, "--importance": importance}
     where = next((option for option, given in needing.items() if given), "")
     if calibration is None and where:
@@ -35,6 +37,24 @@ def check_together(
         raise CheckpointError("an estimate is of one process", where="--dry-run")
     if launch.several() and found:
         raise CheckpointError("several processes divide blocks alone", found=found)
+    if device is not None:
+        if calibration is not None and not found:
+            raise CheckpointError(
+                "calibration runs on the CPU", where="--device", allowed="with --tune or --head"
+            )
+        _check_device(launch.device_each(device))
+
+
+def _check_device(device: str | None) -> None:
+    from unspool.model.device_search import available
+
+    available(device or "cpu")
+
+
+def how_hard(passes: int | None, threads: int | None, device: str | None) -> dict[str, Any]:
+    """How much is done, and by what: this process's share of cores and its device."""
+    threads, device = launch.threads_each(threads), launch.device_each(device)
+    return {"passes": passes, "threads": threads, "device": device}
 
 
 def how_made(tokens: int, importance: bool, tune: int, tune_blocks: int) -> str:

@@ -86,6 +86,16 @@ Work = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the work folder.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="cuda: where the trellis searches of plain encoding run, and --tune. The bytes of "
+        "searches are the same. Calibration's own passes and searches, --importance, "
+        "--tune-blocks and formats without a trellis stay on the CPU. Not run on a GPU so far.",
+    ),
+]
 Passes = Annotated[
     int | None,
     typer.Option(min=2, help="Viterbi passes per ring; twice as many take twice as long."),

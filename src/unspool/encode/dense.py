@@ -81,10 +81,14 @@ class Dense:
         bound = lanes * power * edges ** (-2 / lanes)
         return np.float32(MOST / (SPAN * bound))
 
+    @property
+    def limit(self) -> np.float32:
+        """What targets further out count as, so that no sum of squares overflows."""
+        return np.float32(REACH) * np.abs(self.levels).max()
+
     def clipped(self, targets: Floats) -> Floats:
-        """Targets that no sum of squares overflows on."""
-        limit = np.float32(REACH) * np.abs(self.levels).max()
-        return np.clip(targets, -limit, limit)
+        """The targets, within the limit."""
+        return np.clip(targets, -self.limit, self.limit)
 
 
 def dense(values: Floats, source: States, state: States) -> Dense | None:

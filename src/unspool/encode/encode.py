@@ -15,7 +15,7 @@ from unspool.encode import levels, scales
 from unspool.encode.nearest import nearest, nearest_units
 from unspool.encode.rotate import rotate
 from unspool.encode.scales import Scales
-from unspool.encode.viterbi import viterbi
+from unspool.encode.viterbi import Search, viterbi
 from unspool.errors import WeightError
 from unspool.pack.matrix import CodedMatrix
 from unspool.pack.tiles import from_rings, pad, to_rings
@@ -62,13 +62,15 @@ def encode(
     threads: int | None = None,
     where: str = "",
     share: Share = alone,
+    search: Search = viterbi,
 ) -> CodedMatrix:
     """The coded matrix of a weight `[n, k]`, nearest in squared error after the rotation.
 
     `where` names the layer in errors. Raises WeightError for a weight that is not a finite matrix.
     Rows of zeros decode to zeros (where rows are not rotated into each other). Works through
     the rows in strips: some 100 MB beside the weight and the result, whatever its size. `share`
-    divides the strips.
+    divides the strips. `search` finds the states of trellis codes; another one than the CPU's
+    (`model.device_search`) is given a whole strip at a time. The bytes are the same.
     """
     weight = checked_weight(weight, where)
     unit = unit_of(weight, fmt, where)
@@ -81,7 +83,7 @@ def encode(
 
     def part(place: int) -> Part:
         strip = strip_at(weight, fmt, unit, place, threads)
-        return _encode_parts(strip, fmt, tensor, passes, threads)
+        return _encode_parts(strip, fmt, tensor, passes, threads, search)
 
     parts = share(part, strip_count((weight.shape[0], weight.shape[1]), fmt))
     return matrix_of(parts, fmt, (weight.shape[0], weight.shape[1]), tensor, unit)
@@ -130,17 +132,30 @@ def _encode_parts(
     tensor: np.ndarray | None,
     passes: int,
     threads: int | None,
+    search: Search,
 ) -> Part:
     """A strip, by threads that take some rows at a time."""
     height = _height(len(strip), strip.shape[1], fmt, PART)
-    workers = min(native.threads(threads), -(-len(strip) // height))
-    if workers == 1:
-        return _encode_strip(strip, fmt, tensor, passes, threads)
     rows = [strip[first : first + height] for first in range(0, len(strip), height)]
+    workers = min(native.threads(threads), len(rows))
+    one = threads if workers == 1 else 1
     with ThreadPoolExecutor(workers) as pool:
-        return _together(
-            list(pool.map(lambda part: _encode_strip(part, fmt, tensor, passes, 1), rows))
+        if search is viterbi or not is_searched(fmt):
+            parts = pool.map(lambda part: _encode_strip(part, fmt, tensor, passes, one), rows)
+            return _together(list(parts))
+        fitted, rings = zip(*pool.map(lambda part: _scaled(part, fmt, tensor), rows), strict=True)
+        found = _states(np.concatenate(rings), fmt.code, passes, threads, search)
+        states = np.split(found, np.cumsum([len(part) for part in rings])[:-1])
+        refitted = pool.map(
+            lambda part, states, fitted: _refitted(part, states, fitted, fmt, tensor),
+            *(rows, states, fitted),
         )
+        return _together(list(refitted))
+
+
+def is_searched(fmt: Format) -> bool:
+    """Whether a format's states are found by a trellis search, rather than a weight at a time."""
+    return fmt.code.sigma is not None and not fmt.code.program.parameters
 
 
 def _encode_strip(
@@ -151,13 +166,15 @@ def _encode_strip(
     threads: int | None,
 ) -> Part:
     """Encodes rows that are padded and rotated already."""
+    if is_searched(fmt):
+        fitted, rings = _scaled(strip, fmt, tensor)
+        states = _states(rings, fmt.code, passes, threads, viterbi)
+        return _refitted(strip, states, fitted, fmt, tensor)
     table = None
     if fmt.code.program.parameters:
         states, fitted, table = _with_levels(strip, fmt, tensor, threads)
-    elif fmt.code.sigma is None:
-        states, fitted = _plain(strip, fmt, tensor, threads)
     else:
-        states, fitted = _coded(strip, fmt, tensor, passes, threads)
+        states, fitted = _plain(strip, fmt, tensor, threads)
     return Part(codes=pack(states, fmt.code), scale=fitted.bits, table=table)
 
 
@@ -252,27 +269,29 @@ def wanted_scale(strip: np.ndarray, fmt: Format) -> Float32[np.ndarray, "rows bl
     return peaks / values[np.isfinite(values)].max()
 
 
-def _coded(
-    strip: np.ndarray, fmt: Format, tensor: np.ndarray | None, passes: int, threads: int | None
-) -> tuple[np.ndarray, Scales]:
-    """Trellis codes: the wanted scales, refitted to the values that the search chose."""
+def _scaled(strip: np.ndarray, fmt: Format, tensor: np.ndarray | None) -> tuple[Scales, np.ndarray]:
+    """Trellis codes: the wanted scales, and what they leave to search, as rings."""
     fitted = scales.store(wanted_scale(strip, fmt), fmt.scale, tensor)
-    targets = scales.divide(strip, fitted, fmt.scale)
-    states, values = _search(targets, fmt.code, passes, threads)
-    return states, scales.refit(strip, values, fitted, fmt.scale, tensor)
+    return fitted, to_rings(scales.divide(strip, fitted, fmt.scale), fmt.code)
 
 
-def _search(
-    targets: np.ndarray, code: Code, passes: int, threads: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """States `[down, across, steps]` and their values as a matrix."""
-    values = state_values(code)
-    rings = to_rings(targets, code)
+def _states(
+    rings: np.ndarray, code: Code, passes: int, threads: int | None, search: Search
+) -> np.ndarray:
+    """States `[down, across, steps]` of rings `[down, across, steps, lanes]`."""
     planes = [(plane.window, plane.stride) for plane in code.planes]
     flat = rings.reshape(-1, code.steps, code.lanes)
-    states = viterbi(values, planes, flat, passes=passes, threads=threads)
-    states = states.reshape(rings.shape[:3])
-    return states, from_rings(values[states], code)
+    states = search(state_values(code), planes, flat, passes=passes, threads=threads)
+    return states.reshape(rings.shape[:3])
+
+
+def _refitted(
+    strip: np.ndarray, states: np.ndarray, fitted: Scales, fmt: Format, tensor: np.ndarray | None
+) -> Part:
+    """The states beside scales that are refitted to their values."""
+    values = from_rings(state_values(fmt.code)[states], fmt.code)
+    refitted = scales.refit(strip, values, fitted, fmt.scale, tensor)
+    return Part(codes=pack(states, fmt.code), scale=refitted.bits, table=None)
 
 
 def _plain(

@@ -19,17 +19,23 @@ Pass = Callable[[Targets, States | None], tuple[States, States]]
 (states [rings, steps], nodes [rings, steps + 1]) of the best walk."""
 
 
-def go_round(targets: Targets, passes: int, one_pass: Pass, places: int = 1) -> States:
-    """The states [rings, steps * places] of the last of some passes.
+def go_round(
+    targets: Targets,
+    passes: int,
+    one_pass: Pass,
+    places: int = 1,
+    roll: Callable[[Any, int, int], Any] = np.roll,
+) -> States:
+    """The states [rings, steps * places] of the last of some passes, of which there is one or more.
 
     `places`: states that a pass gives per step of the targets; the ring is cut between steps.
+    `roll`: that of the arrays' library.
     """
     steps = targets.shape[1]
     half = steps // 2
     boundary: States | None = None
-    states = np.empty((len(targets), steps * places), np.uint32)
     for number in range(passes):
         origin, other = (0, half) if number % 2 else (half, steps - half)
-        walked, before = one_pass(np.roll(targets, -origin, axis=1), boundary)
-        boundary, states = before[:, other * places], np.roll(walked, origin * places, axis=1)
+        walked, before = one_pass(roll(targets, -origin, 1), boundary)
+        boundary, states = before[:, other * places], roll(walked, origin * places, 1)
     return states

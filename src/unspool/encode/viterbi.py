@@ -26,6 +26,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,17 +59,32 @@ def viterbi(
     lose. Results do not depend on threads (None: all visible cores). Raises WeightError for targets
     that are not finite, UnspoolError for arguments that contradict each other.
     """
-    trellis, targets = _checked(values, tuple(planes), targets, passes)
-    count = native.threads(threads)
+    values, targets = checked(values, tuple(planes), targets, passes)
+    table, count = trellis(values, tuple(planes)), native.threads(threads)
     if native.library() is None:
         native.warn_twin("the trellis search")
-    found = _in_integers(np.asarray(values, np.float32), trellis, targets, passes, count)
+    found = _in_integers(values, table, targets, passes, count)
     if found is None:
-        return _in_float(trellis, targets, passes, count)
+        return _in_float(table, targets, passes, count)
     states, lost = found
     if lost.any():
-        states[lost] = _in_float(trellis, targets[lost], passes, count)
+        states[lost] = _in_float(table, targets[lost], passes, count)
     return states
+
+
+class Search(Protocol):
+    """The signature of `viterbi`, for searches elsewhere that return the same states."""
+
+    def __call__(
+        self,
+        values: Floats,
+        planes: Sequence[Plane],
+        targets: Floats,
+        *,
+        passes: int = 2,
+        threads: int | None = None,
+    ) -> States:
+        """See `viterbi`."""
 
 
 def _in_integers(
@@ -188,7 +204,7 @@ def _candidates(trellis: Trellis, targets: Floats, alphas: Floats) -> Floats:
 def _cheapest(trellis: Trellis, cost: Floats, to: States) -> tuple[States, States]:
     """The state and from-node of the first of the lowest costs [rings, edges]."""
     if np.isinf(cost.min(axis=1)).any():
-        raise _no_walk()
+        raise no_walk()
     edge = cost.argmin(axis=1)
     return trellis.state[to, edge], trellis.source[to, edge // trellis.parallel]
 
@@ -203,7 +219,7 @@ def _viterbi_native(trellis: Trellis, targets: Floats, passes: int, threads: int
         targets.ctypes.data, rings, steps, passes, threads, states.ctypes.data,
     )  # fmt: skip
     if status == _NO_WALK:
-        raise _no_walk()
+        raise no_walk()
     if status == _NO_MEMORY:
         raise MemoryError(f"viterbi: {nodes} nodes x {steps} steps x 16 rings x {threads} threads")
     native.check(status, "viterbi")
@@ -221,9 +237,10 @@ def _function() -> Callable[..., int]:
     return function
 
 
-def _checked(
+def checked(
     values: Floats, planes: tuple[Plane, ...], targets: Floats, passes: int
-) -> tuple[Trellis, Floats]:
+) -> tuple[Floats, Floats]:
+    """Values and targets as float32; raises as `viterbi` says."""
     values = np.asarray(values, np.float32)
     targets = np.ascontiguousarray(targets, np.float32)
     _check_planes(planes)
@@ -239,7 +256,7 @@ def _checked(
         raise _wrong("passes", passes, "2 or more: a free one, then ones that close the ring")
     check_finite(targets, "viterbi targets")
     _check_range(values, targets)
-    return trellis(values, planes), targets
+    return values, targets
 
 
 def _check_planes(planes: tuple[Plane, ...]) -> None:
@@ -270,7 +287,8 @@ def _check_range(values: Floats, targets: Floats) -> None:
         raise _wrong("targets", f"up to {reach:g} against values up to {largest:g}", "scale first")
 
 
-def _no_walk() -> UnspoolError:
+def no_walk() -> UnspoolError:
+    """The error of a code that has no walk of finite values for some ring."""
     return _wrong("values", "too many NaN or Inf", "finite values on some closed walk of the ring")
 
 

@@ -167,7 +167,8 @@ def set_activations(model: nn.Module, activations: str, gpu_activations: str = "
 def quantize(model: nn.Module, fmt: Format | str | Mixed, **options: Any) -> Report:
     """Quantizes the linear layers of a PyTorch model in place; returns the table of layers.
 
-    Options are those of `model.swap.quantize`: include, exclude, head, strict, threads, progress.
+    Options are those of `model.swap.quantize`: include, exclude, head, strict, threads, progress,
+    calibration, device and others.
     A Hugging Face model's configuration learns of it, so that `save_pretrained` works as well.
     """
     report = swap.quantize(model, fmt, **options)

@@ -20,9 +20,11 @@ from unspool import native
 from unspool.encode.encode import PASSES, STRIP, encode
 from unspool.encode.ldlq import Calibration, encode_calibrated
 from unspool.encode.moments import Moments
+from unspool.encode.viterbi import Search, viterbi
 from unspool.matmul.reference import decode
 from unspool.model.blocks import Stored, block_names
 from unspool.model.calibrate import both_streams, pass_block, workers
+from unspool.model.device_search import search_on
 from unspool.model.importance import Tail, backward, forward
 from unspool.model.load import unfilled_model
 from unspool.model.sums import CHUNKS, TOGETHER
@@ -98,22 +100,21 @@ def estimate(
     importance: bool = False,
     calibration_dtype: str = "float32",
     tune_blocks: int = 0,
+    device: str | None = None,
 ) -> Estimate:
     """The estimate for layers of a model that has its parameters on the meta device.
 
-    `windows`: calibration token ids `[count, tokens]`; `streamed`: a block at a time in memory.
+    `windows`: calibration token ids `[count, tokens]`; `streamed`: a block at a time in memory;
+    `device`: where the trellises of layers that are not calibrated are searched.
     """
     count, before = native.threads(threads), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    by_format: dict[Format, list[tuple[int, int]]] = {}
-    for name, fmt in formats.items():
-        n, k = model.get_submodule(name).weight.shape
-        by_format.setdefault(fmt, []).append((n, k))
-    seconds = 0.0
-    for fmt, shapes in by_format.items():
-        if windows is None:
-            seconds += sum(n * k for n, k in shapes) * plain_seconds(fmt, passes, count)
-        else:
-            seconds += calibrated_seconds(fmt, shapes, passes, count)
+    by_format, search = _by_format(model, formats), search_on(device)
+    seconds = sum(
+        sum(n * k for n, k in shapes) * plain_seconds(fmt, passes, count, search)
+        if windows is None
+        else calibrated_seconds(fmt, shapes, passes, count)
+        for fmt, shapes in by_format.items()
+    )
     walked = 0.0
     if windows is not None:
         walked = pass_seconds(source, windows, count, calibration_dtype)
@@ -138,12 +139,23 @@ def estimate(
     )
 
 
-def plain_seconds(fmt: Format, passes: int, threads: int) -> float:
+def _by_format(model: nn.Module, formats: Mapping[str, Format]) -> dict[Format, Shapes]:
+    found: dict[Format, list[tuple[int, int]]] = {}
+    for name, fmt in formats.items():
+        n, k = model.get_submodule(name).weight.shape
+        found.setdefault(fmt, []).append((n, k))
+    return dict(found)
+
+
+def plain_seconds(fmt: Format, passes: int, threads: int, search: Search = viterbi) -> float:
     """Seconds per weight of encoding without calibration, tried on more weights until it lasts."""
     dice, rows = np.random.default_rng(0), FEW_ROWS
+    how = {"passes": passes, "threads": threads, "search": search}
+    weight = dice.standard_normal((fmt.row_unit, WIDTHS[0]), np.float32)
+    _there_and_back(weight, fmt, **how)  # tables and devices that are set up once
     while True:
         weight = dice.standard_normal((rows, WIDTHS[-1]), np.float32)
-        seconds = _seconds(partial(_there_and_back, weight, fmt, passes=passes, threads=threads))
+        seconds = _seconds(partial(_there_and_back, weight, fmt, **how))
         if seconds > ENOUGH or weight.size >= STRIP:
             return seconds / weight.size
         rows *= 4

@@ -20,9 +20,11 @@ from torch import nn
 
 from unspool.encode.encode import PASSES, encode, not_finite
 from unspool.encode.ldlq import Calibration
+from unspool.encode.viterbi import Search, viterbi
 from unspool.errors import ModelError, WeightError
 from unspool.model.blocks import blocks_of
 from unspool.model.calibrate import Plan, both_streams, calibrate_block, weigh
+from unspool.model.device_search import search_on
 from unspool.model.linear import QuantizedLinear
 from unspool.model.mixed import Mixed
 from unspool.model.progress import Progress
@@ -91,6 +93,7 @@ def quantize(
     importance: bool = False,
     calibration_dtype: torch.dtype = torch.float32,
     tune_blocks: int = 0,
+    device: str | None = None,
 ) -> Report:
     """Quantizes the linear layers of a model in place; see `selection.plan` for which.
 
@@ -98,14 +101,15 @@ def quantize(
     notice them least (`model.calibrate`), `how` says with which effort; with `importance` tokens
     count by what the loss notices of them (`model.importance`); `calibration_dtype`, float32 or
     bfloat16, is what the text walks through the blocks in; `tune_blocks` steps then train the
-    scales of each block together (`model.tune_block`). The head is not calibrated.
+    scales of each block together (`model.tune_block`). The head is not calibrated. `device` is
+    where trellises of layers without calibration are searched (`model.device_search`).
 
     Raises WeightError for a weight that is not finite, before the first layer is touched, and
     ModelError where nothing can be quantized. Fused expert weights stay dense and are named in a
     LeftOutWarning; with `strict` they are an error.
     """
-    left_out = fused_experts(model)
-    _report_left_out(left_out, strict)
+    search = search_on(device)
+    _report_left_out(left_out := fused_experts(model), strict)
     chosen = plan(model, fmt, include=include, exclude=exclude, head=head)
     for name in chosen:
         check_weight(_linear(model, name).weight, name)
@@ -120,7 +124,7 @@ def quantize(
         )  # fmt: skip
         layers = apply_calibrated(model, steps, calibration, told)
         chosen = {name: fmt for name, fmt in chosen.items() if name not in told.names}
-    layers += apply(model, chosen, told, passes=passes, threads=threads)
+    layers += apply(model, chosen, told, passes=passes, threads=threads, search=search)
     join_siblings(model)
     return Report(layers=layers, left_out=left_out)
 
@@ -152,12 +156,15 @@ def apply(
     *,
     passes: int = PASSES,
     threads: int | None = None,
+    search: Search = viterbi,
 ) -> tuple[LayerReport, ...]:
     """Replaces the named layers one after the other; each dense weight is freed at once."""
     reports = []
     for name, fmt in chosen.items():
         told.begin(name)
-        matrix_of = partial(encode, fmt=fmt, passes=passes, threads=threads, where=name)
+        matrix_of = partial(
+            encode, fmt=fmt, passes=passes, threads=threads, where=name, search=search
+        )
         reports.append(_replace(model, name, matrix_of))
         told.done(name)
     return tuple(reports)

@@ -50,23 +50,25 @@ def tune(
     *,
     effort: Effort = Effort(),
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Tuned:
     """Moves scales and norms of a quantized model in place; `windows` are ids `[count, tokens]`.
 
-    Takes the memory of a dense float32 copy and its gradients beside both models. Raises ModelError
-    for a model without quantized layers.
+    Takes the memory of a dense float32 copy and its gradients beside both models, on `device`, to
+    which the original moves too. Raises ModelError for a model without quantized layers.
     """
     student = nn.Module.float(deepcopy(model))  # transformers' own refuses loaded checkpoints
     gains = _with_gains(student)
+    student.to(device)
     norms = [(n, p) for n, p in student.named_parameters() if p.ndim == 1 and "gain" not in n]
     moving = [each.gain for each in gains.values()] + [p for _, p in norms]
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     for parameter in moving:
         parameter.requires_grad_(True)
-    losses = _descend(student, original, moving, windows, effort, progress)
+    losses = _descend(student, original.to(device), moving, windows.to(device), effort, progress)
     for name, each in gains.items():
-        _fold(model.get_submodule(name), each.gain.detach().numpy())
+        _fold(model.get_submodule(name), each.gain.detach().cpu().numpy())
     owned = dict(model.named_parameters())
     for name, parameter in norms:
         owned[name].data.copy_(parameter.detach())

@@ -153,6 +153,13 @@ def expand_kernel(made: Recipe) -> Kernel:
     )
 
 
+def assembled(
+    text: str, *, function: str, arguments: str, threads: int, constants: Mapping[str, Constant]
+) -> str:
+    """A kernel's source around its own text: the hardware's wrappers, constants, the entry."""
+    return "".join((*_hardware(threads), _made(constants), text, _entry(function, arguments)))
+
+
 def segments_of(columns: int, rotation: int) -> int:
     """Runs of 128 columns per warp: whole transforms; DeclarationError where registers run out."""
     each = -(-columns // (RUN_COLUMNS * ROTATE_WARPS))
