@@ -15,15 +15,18 @@ from typing import Any
 
 from timing import HERE, facts, parser, write
 
-RUNS: tuple[tuple[float, str, str, float, dict[str, int]], ...] = (
+RUNS: tuple[tuple[float, str, str, float, dict[str, int | str]], ...] = (
     # bits, operand, target, minutes, other options
     (2, "e4m3", "sm90", 14, {}),
     (3, "e4m3", "sm90", 12, {}),
-    (2, "e4m3", "sm90", 10, {"memory": 10}),
+    (2, "e4m3", "sm90", 8, {"memory": 10, "lanes": 4, "end": "table"}),
     (2, "e2m1", "sm120", 8, {}),
     (4, "e4m3", "sm90", 8, {}),
     (3.5, "e4m3", "sm90", 6, {}),
-    (2, "e4m3", "sm90", 6, {"memory": 12}),
+    (2, "e4m3", "sm90", 6, {"memory": 12, "lanes": 4, "end": "table"}),
+    (2, "e2m1", "sm120", 6, {"lanes": 4, "end": "table"}),
+    (3, "e4m3", "sm90", 8, {"lanes": 4, "end": "table"}),
+    (4, "e4m3", "sm90", 6, {"lanes": 2, "end": "table"}),
     (1, "e2m1", "sm120", 5, {"memory": 10}),
     (2.5, "e4m3", "sm90", 6, {}),
     (1.5, "e2m1", "sm120", 6, {}),
@@ -45,7 +48,7 @@ STATUS = {
 
 
 def command(
-    bits: float, operand: str, target: str, minutes: float, options: Mapping[str, int]
+    bits: float, operand: str, target: str, minutes: float, options: Mapping[str, int | str]
 ) -> list[str]:
     """The command line of a run."""
     words = ["unspool", "explore", "--bits", f"{bits:g}", "--operand", operand, "--target", target,

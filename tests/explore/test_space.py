@@ -10,7 +10,7 @@ from unspool.decode.lower import lowerings, operations
 from unspool.decode.lowering import reorder, run
 from unspool.decode.machine import MACHINES, Slot
 from unspool.errors import DeclarationError
-from unspool.explore.genome import TAIL, End, Genome, Step
+from unspool.explore.genome import TABLE, TAIL, End, Genome, Step
 from unspool.explore.moves import changed, drawn
 from unspool.explore.programs import FIELDS
 from unspool.explore.score import estimated
@@ -132,3 +132,14 @@ def test_a_sum_that_carries_into_the_next_byte_is_left_to_its_step():
     words = rings(code)
     for each in lowerings(code, Slot(E4M3), MACHINES["sm90"]):
         assert wrong(each, run(each, reorder(each, words)), expected(code, words, {})) == 0
+
+
+def test_a_space_of_one_end_and_so_many_weights_a_step_has_nothing_else():
+    space, random = Space.of(2, E4M3, memory=9, lanes=4, end=TABLE), np.random.default_rng(5)
+    assert space.shapes == ((17, 4),)
+    genome = drawn(space, random)
+    for _ in range(20):
+        assert (genome.lanes, genome.end.op) == (4, TABLE)
+        genome = changed(space, random, genome)
+    with pytest.raises(DeclarationError, match="no such end to E2M1; .*found halves"):
+        Space.of(2, E2M1, end="halves")

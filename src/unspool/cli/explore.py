@@ -40,6 +40,13 @@ Memory = Annotated[
         "[default: 8 or 10; avx512: all there are]",
     ),
 ]
+Lanes = Annotated[
+    int | None, typer.Option(min=1, max=8, help="Weights a step: 1, 2, 4 or 8. [default: all]")
+]
+End = Annotated[
+    str | None,
+    typer.Option(help="Only programs with this end: tail, halves, sum, levels or table."),
+]
 Minutes = Annotated[
     float | None, typer.Option(min=0, help="When to stop; a generation is finished. [default: 10]")
 ]
@@ -74,6 +81,8 @@ def explore(
     operand: Operand = None,
     target: Target = "sm90",
     memory: Memory = None,
+    lanes: Lanes = None,
+    end: End = None,
     minutes: Minutes = None,
     generations: Generations = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -97,7 +106,7 @@ def explore(
     from unspool.explore.explorer import Settings
     from unspool.explore.report import check_plot, draw, found_rows, published_rows
 
-    settings = Settings.of(bits, operand, target, seed, memory)
+    settings = Settings.of(bits, operand, target, seed, memory, lanes, end)
     if minutes is None and generations is None:
         minutes = 10.0
     if resume and log is None:

@@ -69,15 +69,35 @@ class Settings:
     seed: int = 0
     #: bits that a step shares with the next; None: the space's own
     memory: int | None = None
+    #: weights a step, and the programs' end; None: all
+    lanes: int | None = None
+    end: str | None = None
 
     @classmethod
     def of(
-        cls, bits: float, operand: str | None, target: str, seed: int, memory: int | None
+        cls,
+        bits: float,
+        operand: str | None,
+        target: str,
+        seed: int,
+        memory: int | None,
+        lanes: int | None = None,
+        end: str | None = None,
     ) -> Settings:
         """The settings of a command line: operands in small letters, E4M3 or INT8 by default."""
         usual = "int8" if target in TARGETS else "e4m3"
         name = (usual if operand is None else operand).upper()
-        return cls(bits=bits, operand=name, target=target, seed=seed, memory=memory)
+        return cls(
+            bits=bits, operand=name, target=target, seed=seed, memory=memory, lanes=lanes, end=end
+        )
+
+    @property
+    def command(self) -> str:
+        """The command line of a search, without how long it was."""
+        words = f"unspool explore --bits {self.bits:g} --operand {self.operand.lower()}"
+        words += f" --target {self.target} --seed {self.seed}"
+        asked = {"memory": self.memory, "lanes": self.lanes, "end": self.end}
+        return words + "".join(f" --{option} {value}" for option, value in asked.items() if value)
 
     @property
     def on_cpu(self) -> bool:
@@ -88,13 +108,18 @@ class Settings:
         """Raises DeclarationError for a target, operand or rate without codes."""
         if self.operand not in OPERANDS:
             raise DeclarationError("no such operand", found=self.operand, allowed=OPERANDS)
+        if self.on_cpu and (self.lanes or self.end):
+            raise DeclarationError(
+                "tables of a CPU have neither", where="--lanes, --end", found=self.target,
+                allowed=MACHINES,
+            )  # fmt: skip
         if self.on_cpu:
             return TableHunt.of(self.bits, self.operand, self.target, self.seed, self.memory)
         if self.target not in MACHINES:
             raise DeclarationError(
                 "no such target", found=self.target, allowed=[*MACHINES, *TARGETS]
             )
-        space = Space.of(self.bits, OPERANDS[self.operand], self.memory)
+        space = Space.of(self.bits, OPERANDS[self.operand], self.memory, self.lanes, self.end)
         return ProgramHunt(space=space, target=self.target, seed=self.seed)
 
 

@@ -20,7 +20,7 @@ from unspool.explore.genome import (
     Genome,
     Step,
 )  # fmt: skip
-from unspool.explore.programs import FIELDS, SIGNED_INDEX, ends
+from unspool.explore.programs import FIELDS, SIGNED_INDEX
 from unspool.explore.space import Space
 from unspool.spec.code import WORD_BITS
 from unspool.spec.operand import E4M3
@@ -73,8 +73,8 @@ def drawn(space: Space, random: np.random.Generator) -> Genome:
     place = int(random.integers(count))
     steps[place] = _step(space, random, place, window, str(random.choice(PRODUCTS)))
     genome = Genome(window, lanes, tuple(steps), signs=signs)
-    able = ends(space.operand, lanes)
-    ended = able and random.random() < FIELDS[space.operand].ended
+    often = 1.0 if space.end else FIELDS[space.operand].ended
+    ended = space.ends(lanes) and random.random() < often
     return (_ended(space, random, genome) if ended else genome).pruned()
 
 
@@ -87,7 +87,7 @@ def changed(space: Space, random: np.random.Generator, genome: Genome) -> Genome
 
 def _ended(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
     """The genome with another end: which, of what register, and of a tail which bits."""
-    able, register, bits = ends(space.operand, genome.lanes), 0, 0
+    able, register, bits = space.ends(genome.lanes), 0, 0
     often = np.array([DRAWN_ENDS[op] for op in able])
     op = str(random.choice(able, p=often / often.sum())) if len(able) > 1 else able[0]
     if op == TAIL or (op in (HALVES, SUM) and genome.lanes > 1):
@@ -151,8 +151,8 @@ def _constants(random: np.random.Generator, op: str, window: int) -> tuple[int, 
 
 def _moved(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
     """One constant, one source, the end, one step more or one less."""
-    if ends(space.operand, genome.lanes) and random.random() < 0.1:
-        ended = genome.end is None or random.random() < 0.7
+    if space.ends(genome.lanes) and random.random() < 0.1:
+        ended = genome.end is None or bool(space.end) or random.random() < 0.7
         return _ended(space, random, genome) if ended else replace(genome, end=None)
     steps, move = genome.steps, random.random()
     place = int(random.integers(len(steps)))

@@ -130,11 +130,7 @@ def as_format(row: Row, settings: Settings, generations: int, path: Path) -> For
     """Writes a found code as a format's file."""
     if row.code is None:
         raise DeclarationError("only a found code has a format", found=row.name)
-    source = (
-        f"unspool explore --bits {settings.bits:g} --operand {settings.operand.lower()} "
-        f"--target {settings.target} --seed {settings.seed} --generations {generations}"
-        + (f" --memory {settings.memory}" if settings.memory else "")
-    )
+    source = f"{settings.command} --generations {generations}"
     fmt = format_of(row.code, source)
     write_format(fmt, path)
     return fmt

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from unspool.errors import DeclarationError
 from unspool.explore.genome import Genome
-from unspool.explore.programs import FIELDS, may_have_signs, program
+from unspool.explore.programs import FIELDS, ends, may_have_signs, program
 from unspool.spec.catalog.found import tile
 from unspool.spec.code import WORD_BITS, Code, Plane
 from unspool.spec.operand import Operand
@@ -31,13 +31,22 @@ class Space:
     operand: Operand
     shapes: tuple[tuple[int, int], ...]
     signed: tuple[tuple[int, int], ...] = ()
+    #: the only end that is tried
+    end: str | None = None
 
     @classmethod
-    def of(cls, bits: float, operand: Operand, memory: int | None = None) -> Space:
+    def of(
+        cls,
+        bits: float,
+        operand: Operand,
+        memory: int | None = None,
+        lanes: int | None = None,
+        end: str | None = None,
+    ) -> Space:
         """The space of a rate; raises DeclarationError where it is empty.
 
         `memory`: bits that a step's window shares with the next; by default 8, and 10 as well with
-        two weights a step.
+        two weights a step. `lanes`: weights a step, `end`: the programs' end; by default all.
         """
         if not LEAST_BITS <= bits <= 4:
             raise DeclarationError(
@@ -48,7 +57,12 @@ class Space:
             raise DeclarationError(
                 "no codes to this operand", where="operand", found=operand.name, allowed=allowed
             )
-        shapes = _shapes(bits, operand, memory)
+        if end is not None and end not in FIELDS[operand].ends:
+            raise DeclarationError(
+                f"no such end to {operand.name}", where="end", found=end,
+                allowed=FIELDS[operand].ends,
+            )  # fmt: skip
+        shapes = _shapes(bits, operand, memory, lanes)
         if not shapes:
             raise DeclarationError(
                 "no codes of this rate", where="bits", found=bits,
@@ -56,10 +70,15 @@ class Space:
             )  # fmt: skip
         signed = tuple(
             (window, lanes)
-            for window, lanes in _shapes(bits - 1, operand, memory)
+            for window, lanes in _shapes(bits - 1, operand, memory, lanes)
             if may_have_signs(operand, lanes) and window + lanes <= MOST_WINDOW
         )
-        return cls(bits=bits, operand=operand, shapes=shapes, signed=signed)
+        return cls(bits=bits, operand=operand, shapes=shapes, signed=signed, end=end)
+
+    def ends(self, lanes: int) -> tuple[str, ...]:
+        """The ends that a program with so many weights a step may have."""
+        able = ends(self.operand, lanes)
+        return able if self.end is None else tuple(op for op in able if op == self.end)
 
     def code(self, genome: Genome, sigma: float = 1.0, name: str = "found") -> Code:
         """The code of a genome."""
@@ -76,12 +95,15 @@ class Space:
         )
 
 
-def _shapes(bits: float, operand: Operand, memory: int | None) -> tuple[tuple[int, int], ...]:
+def _shapes(
+    bits: float, operand: Operand, memory: int | None, wanted: int | None
+) -> tuple[tuple[int, int], ...]:
     """The windows and weights a step of so many bits per weight, at least half a bit."""
     return tuple(
         (stride + each, lanes)
         for lanes, memories in MEMORIES
-        if (stride := round(bits * lanes)) == bits * lanes
+        if wanted in (None, lanes)
+        and (stride := round(bits * lanes)) == bits * lanes
         and bits >= LEAST_BITS
         and lanes * FIELDS[operand].width <= WORD_BITS
         for each in (memories if memory is None else (memory,))
