@@ -30,6 +30,10 @@ ROUNDS = (2, 3, 2)
 """Of Lloyd's algorithm before the screen, the race and the last measure: as long as 4, 24 and 64
 screens."""
 
+MOST_EDGES = 1 << 34
+"""Of a round of training: windows of 20 bits are trained on 65,536 weights, not on 262,144, for
+which the last two rounds would take four minutes."""
+
 CLASS = 0.125
 """Costs in instructions per weight that count as one."""
 
@@ -96,6 +100,7 @@ class ProgramHunt:
         """The genome with its book trained once more, and its code; without a book as it is."""
         if genome.end is None or genome.end.book is None or code.sigma is None:
             return genome, code
-        sample = score.Sample(weights=score.TRAINED[stage], seed=self.seed + len(ROUNDS) + stage)
+        weights = min(score.TRAINED[stage], MOST_EDGES // score.branches(code))
+        sample = score.Sample(weights=weights, seed=self.seed + len(ROUNDS) + stage)
         genome, sigma = refined(self.space, genome, code.sigma, sample, ROUNDS[stage])
         return genome, score.with_sigma(self.space.code(genome), sigma)
