@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.model.experts import split_experts
+from unspool.model.load import sources
 from unspool.model.shards import read_folder
 
 
@@ -28,7 +31,7 @@ class Blocks:
 
 
 def blocks_of(model: nn.Module) -> Blocks:
-    """The blocks of a model in memory."""
+    """The blocks of a model in memory, their experts as they are, split or not."""
     names = block_names(model)
 
     def read(place: int) -> nn.Module:
@@ -60,19 +63,41 @@ class Stored:
     """A model's tensors in its folder, put into modules of the model when they are asked for."""
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
-        """`model` has its parameters on the meta device, and keeps them there."""
+        """`model` has its parameters on the meta device and its experts fused; both stays so."""
         self._model, self._tensors = model, read_folder(folder, ModelError)
+        self._sources = sources(model, self._tensors)
 
     def blocks(self) -> Blocks:
-        """The model's blocks, each read from the folder when its turn comes."""
+        """The model's blocks, each read from the folder when its turn comes, its experts split."""
         names = block_names(self._model)
 
         def read(place: int) -> nn.Module:
             block = deepcopy(self._model.get_submodule(names[place]))
-            self._fill(block, names[place])
-            return block.float().eval()
+            self._put(block, f"{names[place]}.", required=True)
+            block = block.float().eval()
+            split_experts(block)
+            return block
 
         return Blocks(names=names, read=read)
+
+    def names_of(self, parameters: Collection[str]) -> set[str]:
+        """The stored tensors that some parameters are made of.
+
+        Raises ModelError for one that others are made of as well.
+        """
+        found: set[str] = set()
+        for name in parameters:
+            source = self._sources[name]
+            others = set(source.parameters) - set(parameters)
+            if others:
+                raise ModelError(
+                    "a stored tensor holds a layer's weight and others",
+                    where=source.names[0],
+                    found=sorted(others),
+                    allowed="all of them quantized, or none",
+                )
+            found |= set(source.names)
+        return found
 
     @contextmanager
     def without_blocks(self) -> Iterator[nn.Module]:
@@ -84,8 +109,7 @@ class Stored:
             if not name.startswith(tuple(f"{block}." for block in names))
         }
         try:
-            for name in outside:
-                self._put(self._model, name, name, required=False)
+            self._put(self._model, "", required=False, only=outside)
             self._tie()
             yield self._model
         finally:
@@ -99,19 +123,29 @@ class Stored:
         if tied and head is not None and head.weight.is_meta:
             head.weight = self._model.get_input_embeddings().weight
 
-    def _fill(self, block: nn.Module, prefix: str) -> None:
-        for name, _ in list(block.named_parameters()):
-            self._put(block, name, f"{prefix}.{name}", required=True)
-
-    def _put(self, module: nn.Module, name: str, stored: str, *, required: bool) -> None:
-        if stored in self._tensors:
-            _set(module, name, nn.Parameter(_read(self._tensors, stored), requires_grad=False))
-        elif required:
-            raise ModelError(
-                "a tensor is not stored under its own name; such a model cannot be calibrated yet",
-                where=stored,
-                allowed="models whose experts are not fused",
-            )
+    def _put(
+        self,
+        module: nn.Module,
+        prefix: str,
+        *,
+        required: bool,
+        only: Collection[str] | None = None,
+    ) -> None:
+        """Reads a module's parameters; `prefix` is what their names begin with in the model."""
+        missing = [n for n, _ in module.named_parameters() if only is None or n in only]
+        while missing:
+            name = missing.pop(0)
+            source = self._sources.get(prefix + name)
+            if source is None:
+                if required:
+                    raise ModelError("a tensor is not stored", where=prefix + name)
+                continue
+            made = source.make(partial(_read, self._tensors))
+            for full, tensor in made.items():
+                own = full.removeprefix(prefix)
+                if own == name or own in missing:
+                    _set(module, own, nn.Parameter(tensor, requires_grad=False))
+            missing = [other for other in missing if prefix + other not in made]
 
 
 def _read(tensors: Mapping[str, object], name: str) -> torch.Tensor:
