@@ -28,7 +28,7 @@ def test_the_foretold_sizes_are_those_of_the_checkpoint_and_tables_have_a_row_pe
         assert len(lines) == 2
         assert all(shape in line for line in lines)
     assert "experts.0." not in shown.out
-    assert run("generate", tmp_path / "out", "def", "--tokens", "2").code == 0
+    assert run("generate", tmp_path / "out", "--max-new-tokens", "2").code == 0
 
 
 def test_the_reach_of_a_text_is_told(run, mixture, text, tmp_path):

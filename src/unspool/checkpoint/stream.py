@@ -215,9 +215,7 @@ def _matrix(
     return coded_matrix(fmt, (n, k), as_arrays(fmt, n, k, buffers), name)
 
 
-def _outcome(
-    name: str, matrix: CodedMatrix, weight: np.ndarray, tokens: int | None
-) -> Outcome:
+def _outcome(name: str, matrix: CodedMatrix, weight: np.ndarray, tokens: int | None) -> Outcome:
     missed = weight.astype(np.float64) - decode(matrix)
     power = float(np.square(weight, dtype=np.float64).sum())
     return Outcome(

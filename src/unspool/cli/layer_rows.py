@@ -11,11 +11,11 @@ from unspool.model.expert_names import projection_of
 def rows_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Layers by name, format, shape, weights, bytes (and relative error); experts of a projection
     in one format are a row of shape [experts, n, k], bytes summed and errors averaged."""
-    rows: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    rows: dict[tuple[str, str, tuple[int, ...]], list[Mapping[str, Any]]] = {}
     for layer in layers:
         name = projection_of(layer["name"]) or layer["name"]
         rows.setdefault((name, layer["format"], tuple(layer["shape"])), []).append(layer)
-    return [_row(*key, found) for key, found in rows.items()]
+    return [_row(name, fmt, shape, found) for (name, fmt, shape), found in rows.items()]
 
 
 def _row(

@@ -41,7 +41,6 @@ from unspool.model.tune_block import tune_block
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
 
-
 ERROR, PLAIN = "error", "plain"
 UNREACHED = (ERROR, PLAIN)
 
@@ -254,9 +253,7 @@ def _linears(block: nn.Module) -> list[str]:
     return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
 
 
-def _passes(
-    block: nn.Module, names: Sequence[str], streams: Streams
-) -> list[list[Sequence[str]]]:
+def _passes(block: nn.Module, names: Sequence[str], streams: Streams) -> list[list[Sequence[str]]]:
     """The groups of layers that every pass of the text is for, in the order of their calls.
 
     A group reads the same tensor. A pass is for one group, or for one layer of every expert, none

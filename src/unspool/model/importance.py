@@ -84,7 +84,7 @@ class Importance:
         known = at >= 0
         if mean == 0 or not known.any() or any(name not in window for name in layers):
             return np.ones((rows, 1), np.float32)
-        total = np.sum([window[name] for name in layers], axis=0, dtype=np.float64)
+        total = np.stack([window[name] for name in layers]).sum(axis=0, dtype=np.float64)
         found = np.where(known, total[at] / mean, 1)
         return np.sqrt(found).astype(np.float32)[:, None]
 

@@ -146,9 +146,7 @@ class _Group:
     weigh: Weigh | None
 
     @classmethod
-    def of(
-        cls, block: nn.Module, names: Sequence[str], call: Call, weigh: Weigh | None
-    ) -> _Group:
+    def of(cls, block: nn.Module, names: Sequence[str], call: Call, weigh: Weigh | None) -> _Group:
         """The named layers of a block."""
         beside = _residual(block, names[0]) if len(names) == 1 else None
         layers = [block.get_submodule(name) for name in names]
@@ -159,9 +157,7 @@ class _Group:
         """Modules whose inputs are needed."""
         return [self.names[0], *([self.beside] if self.beside else [])]
 
-    def window(
-        self, place: int, new: Reads, old: Reads, moved: torch.Tensor
-    ) -> _Window | None:
+    def window(self, place: int, new: Reads, old: Reads, moved: torch.Tensor) -> _Window | None:
         """What a window gives; `moved`: how far its hidden states before the block are off."""
         first = self.names[0]
         if first not in new:
@@ -347,9 +343,7 @@ def _mirror(square: np.ndarray) -> None:
             square[here, there] = square[there, here].T
 
 
-def _over_chunks(
-    chunk: Callable[[range], list[Sums]], groups: int, streams: Streams
-) -> list[Sums]:
+def _over_chunks(chunk: Callable[[range], list[Sums]], groups: int, streams: Streams) -> list[Sums]:
     """The sums of all chunks, added in their order, in every process."""
     processes = streams.processes
     divided = chunks(streams.count, processes.count)
