@@ -102,14 +102,10 @@ class Stored:
     @contextmanager
     def without_blocks(self) -> Iterator[nn.Module]:
         """The model with all weights but those of its blocks."""
-        names = block_names(self._model)
-        outside = {
-            name: parameter
-            for name, parameter in self._model.named_parameters()
-            if not name.startswith(tuple(f"{block}." for block in names))
-        }
+        inside = tuple(f"{block}." for block in block_names(self._model))
+        outside = {n: p for n, p in self._model.named_parameters() if not n.startswith(inside)}
         try:
-            self._put(self._model, "", required=False, only=outside)
+            self._put(self._model, "", required=False, skip=inside)
             self._tie()
             yield self._model
         finally:
@@ -124,28 +120,24 @@ class Stored:
             head.weight = self._model.get_input_embeddings().weight
 
     def _put(
-        self,
-        module: nn.Module,
-        prefix: str,
-        *,
-        required: bool,
-        only: Collection[str] | None = None,
+        self, module: nn.Module, prefix: str, *, required: bool, skip: tuple[str, ...] = ()
     ) -> None:
-        """Reads a module's parameters; `prefix` is what their names begin with in the model."""
-        missing = [n for n, _ in module.named_parameters() if only is None or n in only]
+        """Reads a module's parameters, and its buffers that are stored; `prefix` is what their
+        names begin with in the model."""
+        parameters = [n for n, _ in module.named_parameters() if not n.startswith(skip)]
+        buffers = {n for n, _ in module.named_buffers() if prefix + n in self._sources}
+        missing = [*parameters, *(n for n in buffers if not n.startswith(skip))]
         while missing:
-            name = missing.pop(0)
+            name = missing[0]
             source = self._sources.get(prefix + name)
-            if source is None:
-                if required:
-                    raise ModelError("a tensor is not stored", where=prefix + name)
-                continue
-            made = source.make(partial(_read, self._tensors))
-            for full, tensor in made.items():
-                own = full.removeprefix(prefix)
-                if own == name or own in missing:
-                    _set(module, own, nn.Parameter(tensor, requires_grad=False))
-            missing = [other for other in missing if prefix + other not in made]
+            if source is None and required:
+                raise ModelError("a tensor is not stored", where=prefix + name)
+            made = {} if source is None else source.make(partial(_read, self._tensors))
+            for own, tensor in ((full.removeprefix(prefix), each) for full, each in made.items()):
+                if own in missing:
+                    kept = tensor if own in buffers else nn.Parameter(tensor, requires_grad=False)
+                    _set(module, own, kept)
+            missing = [n for n in missing if n != name and prefix + n not in made]
 
 
 def _read(tensors: Mapping[str, object], name: str) -> torch.Tensor:
@@ -156,6 +148,6 @@ def _read(tensors: Mapping[str, object], name: str) -> torch.Tensor:
     return found
 
 
-def _set(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     owner, _, last = name.rpartition(".")
-    setattr(module.get_submodule(owner), last, parameter)
+    setattr(module.get_submodule(owner), last, tensor)

@@ -21,8 +21,9 @@ from unspool.spec.catalog import parse
 from unspool.spec.format import Format
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Last parts of the names of layers that choose experts. They stay as they are: a few thousand
-weights, where a small error sends a token to another expert."""
+"""Last parts of the names of layers that choose experts, or of what holds them (`router.layer`).
+They stay as they are: a few thousand weights, where a small error sends a token to another expert.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,8 @@ def linear_names(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if type(module) is nn.Linear
         and module is not head
-        and name.rpartition(".")[2] not in ("lm_head", *ROUTERS)
+        and name.rpartition(".")[2] != "lm_head"
+        and not {*name.split(".")[-2:]} & {*ROUTERS}
     ]
 
 
