@@ -37,6 +37,8 @@ def test_the_reach_of_a_text_is_told(run, mixture, text, tmp_path):
     done = run(*options, "--work", tmp_path / "work", "-o", tmp_path / "a", "--json").json
     assert done["experts"]["experts"] == 8
     assert done["experts"]["unreached"] == 0
+    guess = run(*options, "--dry-run", "--json").json["estimate"]
+    assert guess["passes_seconds"] > 0
     log = (tmp_path / "work" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["experts"]["experts"] for line in log] == [4, 4]
     assert "reach of the text: 8 experts" in run(*options, "-o", tmp_path / "b").out

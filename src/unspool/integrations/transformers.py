@@ -125,7 +125,8 @@ class UnspoolQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
-        """`save_pretrained` writes the same checkpoint again."""
+        """`save_pretrained` writes the same checkpoint again, for transformers; where it renames a
+        layer's module (Mixtral's), only `unspool.save` writes what `unspool.load` reads."""
         return True
 
     @property

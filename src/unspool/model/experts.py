@@ -122,48 +122,46 @@ class Experts(nn.Module):
         """What every choice gives `[tokens, top, hidden]`; zeros for one that is no expert."""
         flat = choices.reshape(-1)
         flat = torch.where((flat >= 0) & (flat < self.count), flat, self.count)
-        order = torch.sort(flat, stable=True).indices
         counts = torch.bincount(flat, minlength=self.count + 1)[: self.count].tolist()
-        places = order.split([*counts, len(flat) - sum(counts)])[:-1]
-        reached = [(e, place) for e, place in enumerate(places) if len(place)]
-        y = x.new_zeros((len(flat), x.shape[1]))
-        if reached:
-            rows = torch.cat(self._of_experts(x, reached, choices.shape[1]))
-            at = torch.cat([place for _, place in reached])
-            y = y.to(rows.dtype).index_copy(0, at, rows)
+        at = torch.sort(flat, stable=True).indices[: sum(counts)]  # expert by expert
+        tokens, owners = at // choices.shape[1], flat[at]
+        rows = x[tokens]
+        for projection in self.projections if len(at) else ():
+            rows = rows if projection != DOWN else self._gated(rows)
+            found = self._products(projection, rows, counts, tokens, len(x))
+            rows = self._biased(torch.cat(found), projection, owners)
+        y = rows.new_zeros((len(flat), x.shape[1])).index_copy(0, at, rows)
         return y.reshape(*choices.shape, x.shape[1])
 
-    def _of_experts(
-        self, x: torch.Tensor, reached: Sequence[tuple[int, torch.Tensor]], top: int
+    def _products(
+        self,
+        projection: str,
+        rows: torch.Tensor,
+        counts: Sequence[int],
+        tokens: torch.Tensor,
+        of: int,
     ) -> list[torch.Tensor]:
-        """What experts give for their choices, each a place among those of all tokens."""
-        tokens = [(e, place // top) for e, place in reached]
-        rows = [x[which] for _, which in tokens]
-        for projection in self.projections:
-            if projection == DOWN:
-                rows = [self._gated(each) for each in rows]
-            made = None
-            if projection != DOWN and len(x) == 1 and x.is_cpu:
-                made = self._of_one_token(projection, [e for e, _ in tokens], x)
-            if made is None:
-                made = [
-                    self._times(projection, e, each, which)
-                    for each, (e, which) in zip(rows, tokens, strict=True)
-                ]
-            rows = [self._biased(y, projection, e) for y, (e, _) in zip(made, tokens, strict=True)]
-        return rows
+        """Rows times the weights of their experts, which have so many each; of how many tokens."""
+        reached = [expert for expert, count in enumerate(counts) if count]
+        if of == 1 and projection != DOWN and rows.is_cpu:
+            found = self._of_one_token(projection, reached, rows[:1])
+            if found is not None:
+                return found
+        sizes = [counts[expert] for expert in reached]
+        parts = zip(reached, rows.split(sizes), tokens.split(sizes), strict=True)
+        return [self._times(projection, *part) for part in parts]
 
     def _of_one_token(
-        self, projection: str, experts: Sequence[int], x: torch.Tensor
+        self, projection: str, experts: Sequence[int], row: torch.Tensor
     ) -> list[torch.Tensor] | None:
-        """Products of one row with the weights of several experts, made together: it is rotated and
+        """Products of a row with the weights of several experts, made together: it is rotated and
         rounded once. None where they are not coded, or have no compiled kernel."""
         layers = [getattr(self.get_submodule(str(e)), projection, None) for e in experts]
         coded = [layer for layer in layers if isinstance(layer, QuantizedLinear)]
-        if len(coded) < len(layers):
+        if not coded or len(coded) < len(layers):
             return None
         prepared = [layer.prepared() for layer in coded]
-        return products(prepared, x) if all(each.kernel.compiled for each in prepared) else None
+        return products(prepared, row) if all(each.kernel.compiled for each in prepared) else None
 
     def _times(
         self, projection: str, expert: int, rows: torch.Tensor, tokens: torch.Tensor
