@@ -27,7 +27,7 @@ from unspool.encode.blas import in_threads, one_thread, slices
 from unspool.encode.encode import Share, alone, strip_count
 from unspool.encode.encode import encode as plainly
 from unspool.encode.ldlq import Calibration, encode_calibrated
-from unspool.encode.moments import Moments
+from unspool.encode.moments import Moments, shrinkage
 from unspool.errors import ModelError
 from unspool.matmul.reference import decode
 from unspool.model.blocks import Blocks
@@ -295,6 +295,7 @@ def _encoded(
             where=name,
             share=share,
         )
+    damping = max(plan.how.damping, shrinkage(sums.inputs, sums.tokens))
     drift = sums.drift
     if sums.moved is not None:
         moved, rows = sums.moved, slices(len(weight), BLOCK)
@@ -305,7 +306,7 @@ def _encoded(
         weight,
         plan.formats[name],
         Moments(inputs=sums.inputs, drift=drift, weighed=sums.weighed),
-        how=plan.how,
+        how=replace(plan.how, damping=damping),
         threads=plan.threads,
         where=name,
         share=share,

@@ -20,15 +20,8 @@ from torch import nn
 from unspool.encode.blas import one_thread, slices
 from unspool.model.importance import Importance
 from unspool.model.processes import ALONE, Processes
+from unspool.model.residual import read_before
 from unspool.model.taps import THROUGH, Call, Each, Parts, Read, Taps, without_bias
-
-RESIDUAL = {"self_attn.o_proj": "", "mlp.down_proj": "post_attention_layernorm"}
-"""Layers whose output is added to the residual stream, and the module inside the block that reads
-the stream before ("": the block itself). Their outputs make good for what the stream has drifted:
-KL .0544 to .0513 for t2-e2m1 on the bundled model."""
-
-NOT_RESIDUAL = "pre_feedforward_layernorm"
-"""Blocks with this module normalise outputs before they add them."""
 
 CHUNKS = 8
 """Parts of the text that are summed apart: more processes than these share layers alone. A process
@@ -146,9 +139,12 @@ class _Group:
     weigh: Weigh | None
 
     @classmethod
-    def of(cls, block: nn.Module, names: Sequence[str], call: Call, weigh: Weigh | None) -> _Group:
+    def of(
+        cls, block: nn.Module, names: Sequence[str], streams: Streams, weigh: Weigh | None
+    ) -> _Group:
         """The named layers of a block."""
-        beside = _residual(block, names[0]) if len(names) == 1 else None
+        call, alone = streams.call, len(names) == 1
+        beside = read_before(block, names[0], streams.original, call) if alone else None
         layers = [block.get_submodule(name) for name in names]
         return cls(names=names, layers=layers, beside=beside, call=call, weigh=weigh)
 
@@ -188,7 +184,7 @@ def gather(
     another gives. Of the `last` pass of a block the original stream is moved on as well.
     """
     weigh = _weigher(streams, prefix)
-    asked = [_Group.of(original.block, names, streams.call, weigh) for names in groups]
+    asked = [_Group.of(original.block, names, streams, weigh) for names in groups]
     tapped = [name for group in asked for name in group.tapped]
     with Taps(changed, tapped) as taps, Taps(original, tapped, through=last) as originals:
 
@@ -366,14 +362,6 @@ def _over_chunks(chunk: Callable[[range], list[Sums]], groups: int, streams: Str
 
 def _before(part: range, first: int) -> range:
     return range(part.start - first, part.stop - first)
-
-
-def _residual(block: nn.Module, name: str) -> str | None:
-    """The module that reads the residual stream which a layer adds to; None for other layers."""
-    beside = RESIDUAL.get(name)
-    if beside is None or hasattr(block, NOT_RESIDUAL):
-        return None
-    return beside if not beside or hasattr(block, beside) else None
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
