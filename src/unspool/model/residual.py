@@ -1,4 +1,4 @@
-"""Layers whose outputs are added to the residual stream as they are, found by trying."""
+"""Layers whose outputs are added to the residual stream as they are, found by looking."""
 
 from __future__ import annotations
 
@@ -28,28 +28,26 @@ def read_before(
     """The module that reads the residual stream which a layer adds to, "" for the block; None for a
     layer that adds to none, or by way of a norm or a factor.
 
-    Tried with the first of some hidden states: twice the layer's output moves the stream by it.
-    Without any the answer is None.
+    Seen in the first of some hidden states: the stream behind the layer is that before it and what
+    the layer gives; of a block without BETWEEN, twice its output moves the block's by as much.
+    Without any hidden states the answer is None.
     """
     beside = RESIDUAL.get(name)
     if beside is None or (beside and not hasattr(block, beside)) or not hidden:
         return None
-    behind = BETWEEN if not beside and hasattr(block, BETWEEN) else None
-    stream, given = _run(block, name, behind, hidden[0], call, 1)
-    moved = _run(block, name, behind, hidden[0], call, 2)[0] - stream
+    given, between, after = _run(block, name, hidden[0], call, 1)
+    if between is None:
+        moved = _run(block, name, hidden[0], call, 2)[2] - after
+    else:
+        moved = after - between if beside else between - hidden[0]
     return beside if bool((moved - given).norm() <= NEAR * given.norm()) else None
 
 
 def _run(
-    block: nn.Module,
-    name: str,
-    behind: str | None,
-    hidden: torch.Tensor,
-    call: Call,
-    times: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stream that a module behind the layer reads (None: behind the block), and what the layer
-    gives, where it gives that several times."""
+    block: nn.Module, name: str, hidden: torch.Tensor, call: Call, times: int
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """What the layer gives, and the stream between attention and MLP and behind the block where it
+    gives that several times."""
     found: dict[str, torch.Tensor] = {}
 
     def give(layer: nn.Module, args: object, out: torch.Tensor) -> torch.Tensor:
@@ -57,14 +55,14 @@ def _run(
         return times * out
 
     def read(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        found["stream"] = args[0].float()
+        found["between"] = args[0].float()
 
     handles = [block.get_submodule(name).register_forward_hook(give)]
-    if behind is not None:
-        handles.append(block.get_submodule(behind).register_forward_pre_hook(read))
+    if hasattr(block, BETWEEN):
+        handles.append(block.get_submodule(BETWEEN).register_forward_pre_hook(read))
     try:
         after = run_block(block, hidden, call)
     finally:
         for handle in handles:
             handle.remove()
-    return found.get("stream", after), found["given"]
+    return found["given"], found.get("between"), after
