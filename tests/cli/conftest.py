@@ -32,7 +32,7 @@ FAMILIES = {
     "qwen3": Qwen3Config, "mistral": MistralConfig, "gemma": GemmaConfig,
     "qwen3_moe": Qwen3MoeConfig,
 }  # fmt: skip
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 

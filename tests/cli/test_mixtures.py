@@ -23,7 +23,7 @@ def test_the_foretold_sizes_are_those_of_the_checkpoint_and_tables_have_a_row_pe
         assert done[key] == planned[key]
     shown = run("inspect", tmp_path / "out")
     assert shown.code == 0
-    for name, shape in zip(PROJECTIONS, ("4 x 64 x 64", "4 x 64 x 32"), strict=True):
+    for name, shape in zip(PROJECTIONS, ("4 x 128 x 64", "4 x 64 x 64"), strict=True):
         lines = [line for line in shown.out.splitlines() if f"experts.*.{name}" in line]
         assert len(lines) == 2
         assert all(shape in line for line in lines)
