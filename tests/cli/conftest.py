@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GemmaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    MistralConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 from transformers.utils import logging
 
 from unspool.cli import bundled
@@ -22,7 +28,11 @@ SIZES = {
     "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 4096, "max_position_embeddings": 256,
     "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
 }  # fmt: skip
-FAMILIES = {"qwen3": Qwen3Config, "mistral": MistralConfig, "gemma": GemmaConfig}
+FAMILIES = {
+    "qwen3": Qwen3Config, "mistral": MistralConfig, "gemma": GemmaConfig,
+    "qwen3_moe": Qwen3MoeConfig,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -60,7 +70,8 @@ def run(capsys) -> Run:
 
 def write_model(folder: Path, family: str = "qwen3", **changed: Any) -> Path:
     torch.manual_seed(0)
-    config = FAMILIES[family](**{**SIZES, **changed})
+    own = EXPERTS if family == "qwen3_moe" else {}
+    config = FAMILIES[family](**{**SIZES, **own, **changed})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     for name in TOKENIZER_FILES:
@@ -71,6 +82,12 @@ def write_model(folder: Path, family: str = "qwen3", **changed: Any) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory) -> Path:
+    """A model of fused experts."""
+    return write_model(tmp_path_factory.mktemp("models") / "mixture", "qwen3_moe")
 
 
 @pytest.fixture(scope="session")

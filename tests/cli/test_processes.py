@@ -18,16 +18,20 @@ def torchrun(count: int, *arguments: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(start, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize(
+    ("model", "count", "calibrated"),
+    [("tiny", 2, True), ("tiny", 4, True), ("tiny", 2, False), ("tiny", 4, False),
+     ("mixture", 3, True)],
+)  # fmt: skip
 def test_any_number_of_processes_gives_the_bytes_of_one(
-    run, tiny, tmp_path, text, count, calibrated
+    run, request, tmp_path, text, model, count, calibrated
 ):
+    source = request.getfixturevalue(model)
     options = ["--format", "t2-e2m1:h32", "--json"]
     options += ["--calibration", text, "--calibration-tokens", "1024"] if calibrated else []
     options += ["--importance", "--tune-blocks", "3"] if calibrated else []
-    one = run("quantize", tiny, "-o", tmp_path / "one", *options, "--work", tmp_path / "w").json
-    done = torchrun(count, "quantize", tiny, "-o", tmp_path / "many", *options)
+    one = run("quantize", source, "-o", tmp_path / "one", *options, "--work", tmp_path / "w").json
+    done = torchrun(count, "quantize", source, "-o", tmp_path / "many", *options)
     assert done.returncode == 0, done.stderr
     many = json.loads(done.stdout)
     assert many["layers"] == one["layers"]

@@ -141,5 +141,5 @@ def test_a_space_of_one_end_and_so_many_weights_a_step_has_nothing_else():
     for _ in range(20):
         assert (genome.lanes, genome.end.op) == (4, TABLE)
         genome = changed(space, random, genome)
-    with pytest.raises(DeclarationError, match="no such end to E2M1; .*found halves"):
+    with pytest.raises(DeclarationError, match=r"no such end to E2M1; .*found halves"):
         Space.of(2, E2M1, end="halves")

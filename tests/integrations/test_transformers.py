@@ -30,7 +30,6 @@ import unspool
 from unspool.errors import CheckpointError, DeclarationError, ModelError
 from unspool.integrations.transformers import UnspoolConfig, register
 from unspool.model.linear import QuantizedLinear
-from unspool.model.swap import LeftOutWarning
 
 DEMO = Path(str(resources.files("unspool") / "data" / "demo-model"))
 IDS = torch.arange(1, 25).reshape(2, 12)
@@ -183,17 +182,18 @@ def test_a_model_cannot_be_quantized_while_loading(tmp_path):
         AutoModelForCausalLM.from_pretrained(DEMO, quantization_config=UnspoolConfig())
 
 
-def test_fused_experts_stay_and_come_back(tmp_path):
-    model = new_model(MOE)
-    with pytest.warns(LeftOutWarning, match="experts"):
-        report = unspool.quantize(model, "int8")
-    assert len(report.left_out) == 4
-    assert sum(weight.bytes for weight in report.left_out) == 2 * 4 * 3 * 64 * 32 * 2
-    expected = logits(model)
-    out = unspool.save(model, tmp_path / "out")
-    assert torch.equal(logits(unspool.load(out)), expected)
-    index = unspool.load(out).state_dict()
-    assert "model.layers.0.mlp.experts.gate_up_proj" in index
+def test_fused_experts_come_back_coded_or_as_they_were(tmp_path):
+    for excluded, name in ((), "3.gate_up_proj.weight_codes"), (("*.experts.*",), "gate_up_proj"):
+        model = new_model(MOE)
+        report = unspool.quantize(model, "int8", exclude=excluded)
+        assert report.left_out == ()
+        expected = logits(model)
+        out = unspool.save(model, tmp_path / f"out-{len(excluded)}")
+        assert torch.equal(logits(unspool.load(out)), expected)
+        assert f"model.layers.0.mlp.experts.{name}" in unspool.load(out).state_dict()
+        model.save_pretrained(tmp_path / f"twin-{len(excluded)}")
+        twin = AutoModelForCausalLM.from_pretrained(tmp_path / f"twin-{len(excluded)}")
+        assert torch.equal(logits(twin), expected)
 
 
 def test_registering_twice_is_harmless():

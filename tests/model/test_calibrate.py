@@ -104,5 +104,5 @@ def test_a_layer_that_no_token_reaches_is_an_error() -> None:
         original=hidden, quantized=list(hidden), call=Call(args=(), kwargs={}), count=1
     )
     plan = Plan(formats={"b.used": parse("int8"), "b.idle": parse("int8")}, how=HOW, threads=1)
-    with pytest.raises(ModelError, match=r"b\.idle: no token of the calibration text"):
+    with pytest.raises(ModelError, match=r"^b: no token.*found idle; allowed.*--unreached"):
         list(calibrate_block(Expert(), "b", streams, plan))

@@ -122,15 +122,14 @@ def test_an_error_at_a_token_of_no_weight_costs_nothing() -> None:
         streams = both_streams(model, model.model.layers[0], other)
         streams.importance = importance
         with workers(1) as each:
-            sums = gather(
+            found += gather(
                 Parts(block),
                 Parts(block),
-                ["mlp.down_proj"],
+                [["mlp.down_proj"]],
                 streams,
                 each,
                 prefix="model.layers.0",
             )
-        found.append(sums)
     assert np.array_equal(found[0].weighed, found[1].weighed)
     assert not np.array_equal(found[0].inputs, found[1].inputs)
 

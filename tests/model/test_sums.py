@@ -44,7 +44,8 @@ def drifted(count: int = 6, dtype: torch.dtype = torch.float32) -> tuple[nn.Modu
 def gathered(names: list[str], threads: int = 2, **more: bool) -> tuple[Sums, nn.Module, Streams]:
     block, streams = drifted()
     with workers(threads) as each:
-        return gather(Parts(block), Parts(block), names, streams, each, **more), block, streams
+        (found,) = gather(Parts(block), Parts(block), [names], streams, each, **more)
+        return found, block, streams
 
 
 def read(block: nn.Module, name: str, hidden: torch.Tensor, streams: Streams) -> torch.Tensor:
@@ -131,7 +132,7 @@ def test_a_settled_part_runs_once_per_window_and_gives_the_same() -> None:
             for name in names:
                 with Taps(parts, [name]) as taps:
                     read = [taps.read(x, streams.call, i) for i, x in enumerate(streams.original)]
-                found.append([each[name] for each in read])
+                found.append([each[name].x for each in read])
     assert len(runs) == 3 + 3 + 3
     for once, again in ((found[0], found[2]), (found[1], found[3])):
         assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
@@ -149,7 +150,7 @@ def test_a_part_that_still_changes_or_runs_to_the_end_is_not_kept() -> None:
         with parts.window(0):
             after = run_block(block, hidden, streams.call)
     assert torch.equal(after, hidden)
-    assert not torch.equal(before["<hidden states after the block>"], hidden)
+    assert not torch.equal(before["<hidden states after the block>"].x, hidden)
     assert "forward" not in vars(block.mlp)
 
 
@@ -159,7 +160,7 @@ def test_passes_in_bfloat16_find_nearly_the_same() -> None:
     for block, streams in (exact, rounded):
         halved = deepcopy(block).to(streams.call.dtype) if streams is rounded[1] else block
         with workers(1) as each:
-            found.append(gather(Parts(halved), Parts(halved), ["mlp.down_proj"], streams, each))
+            found += gather(Parts(halved), Parts(halved), [["mlp.down_proj"]], streams, each)
     assert found[1].inputs.dtype == np.float32
     for name in ("inputs", "drift"):
         wanted, near = (getattr(each, name) for each in found)

@@ -157,8 +157,11 @@ def test_fused_experts_are_named_with_their_bytes():
     with pytest.warns(swap.LeftOutWarning, match=r"experts.up_proj.*stay as they are"):
         report = swap.quantize(model, "int8")
     assert report.left_out == (
-        selection.LeftOut(name="experts.up_proj", shape=(4, 8, 16), bytes=4 * 8 * 16 * 4),
-    )
+        selection.LeftOut(
+            name="experts.up_proj", shape=(4, 8, 16), bytes=4 * 8 * 16 * 4,
+            why="its layout is not declared",
+        ),
+    )  # fmt: skip
     fresh = nn.ModuleDict({"q": nn.Linear(8, 8), "experts": model["experts"]})
     with pytest.raises(ModelError, match="2,048 bytes"):
         swap.quantize(fresh, "int8", strict=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from unspool.encode.encode import encode, strip_count
 from unspool.encode.viterbi import Search, viterbi
 from unspool.errors import CheckpointError, ModelError
 from unspool.matmul.reference import decode
+from unspool.model.coverage import Reach, coverage
+from unspool.model.expert_names import fused_name
 from unspool.model.layout import BUFFERS, STORED_DTYPE, as_arrays, as_buffers
 from unspool.model.processes import ALONE, Processes
 from unspool.model.progress import Progress
@@ -55,6 +57,8 @@ class Outcome:
     bytes: int
     #: squared error over squared weights
     relative_error: float
+    #: that it was calibrated on; None without calibration, and in a block that was finished before
+    tokens: int | None
 
 
 def quantize_folder(
@@ -75,8 +79,8 @@ def quantize_folder(
     `windows`: calibration token ids `[count, tokens]`; `made`: how, for the model card; `search`:
     how trellises are searched that are not calibrated.
     Of several `processes` the first alone has a journal; all end with the error of one.
-    Raises ModelError for a model whose tensors are not stored by the names of its modules, and for
-    a layer outside the blocks; CheckpointError where something cannot be written. What a journal
+    Raises ModelError for a model whose tensors are not all stored, and for a layer outside the
+    blocks; CheckpointError where something cannot be written. What a journal
     holds by then is kept.
     """
     from unspool.model.blocks import Stored
@@ -100,7 +104,8 @@ def quantize_folder(
         tensors |= found
     progress(len(blocks.names), len(blocks.names), "")
     shapes = {outcome.name: outcome.shape for outcome in outcomes}
-    processes.told(lambda: _write(source, out, plan.formats, tensors, shapes, made, saving))
+    gone = stored.names_of({fused_name(name) for name in plan.formats})
+    processes.told(lambda: _write(source, out, plan.formats, tensors, shapes, gone, made, saving))
     return tuple(outcomes)
 
 
@@ -126,14 +131,16 @@ class _Run:
         names = [name for name in self.plan.formats if name.startswith(f"{prefix}.")]
         weights = {name: _weight(block, prefix, name) for name in names}
         arrays = self.processes.told(lambda: _arrays(journal, place))
+        tokens: dict[str, int] = {}
         if arrays is None:
-            matrices = self._encoded(block, prefix, weights)
+            matrices, tokens = self._encoded(block, prefix, weights)
             arrays = {
                 f"{name}.{buffer}": array
                 for name in names
                 for buffer, array in as_buffers(matrices[name].arrays).items()
             }
             made, facts = arrays, {"name": prefix, "seconds": time.perf_counter() - begun}
+            facts |= _reach(weights, tokens)
             self.processes.told(lambda: journal.put(place, made, facts) if journal else None)
         else:
             matrices = {
@@ -141,7 +148,10 @@ class _Run:
             }
             self._replay(block, prefix, matrices)
         outcomes += self.processes.share(
-            lambda i: _outcome(names[i], matrices[names[i]], weights[names[i]]), len(names)
+            lambda i: _outcome(
+                names[i], matrices[names[i]], weights[names[i]], tokens.get(names[i])
+            ),
+            len(names),
         )
         stored = journal.get(place) if journal else None
         if stored is not None:
@@ -150,15 +160,16 @@ class _Run:
 
     def _encoded(
         self, block: nn.Module, prefix: str, weights: Mapping[str, np.ndarray]
-    ) -> dict[str, CodedMatrix]:
+    ) -> tuple[dict[str, CodedMatrix], dict[str, int]]:
+        """Matrices, and the tokens that they were calibrated on, by name."""
         from unspool.model.calibrate import calibrate_block
 
         plan = self.plan
         if self.streams is not None:
-            found = calibrate_block(block, prefix, self.streams, plan)
-            return {each.name: each.matrix for each in found}
+            found = list(calibrate_block(block, prefix, self.streams, plan))
+            return {each.name: each.matrix for each in found}, {e.name: e.tokens for e in found}
         passes, threads = plan.how.passes, plan.threads
-        return self.processes.encoded(
+        matrices = self.processes.encoded(
             {n: strip_count((len(w), w.shape[1]), plan.formats[n]) for n, w in weights.items()},
             lambda name, share: encode(
                 weights[name],
@@ -170,6 +181,7 @@ class _Run:
                 search=self.search,
             ),
         )
+        return matrices, {}
 
     def _replay(self, block: nn.Module, prefix: str, matrices: Mapping[str, CodedMatrix]) -> None:
         from unspool.model.calibrate import replay_block
@@ -190,7 +202,16 @@ def _weight(block: nn.Module, prefix: str, name: str) -> np.ndarray:
     weight: np.ndarray = (
         block.get_submodule(name.removeprefix(f"{prefix}.")).weight.detach().numpy()
     )
-    return weight
+    return np.ascontiguousarray(weight)
+
+
+def _reach(weights: Mapping[str, np.ndarray], tokens: Mapping[str, int]) -> dict[str, Any]:
+    """What the log tells of a block's experts."""
+    found = coverage(
+        Reach(name=name, columns=weights[name].shape[1], tokens=count)
+        for name, count in tokens.items()
+    )
+    return {} if found is None else {"experts": vars(found)}
 
 
 def _matrix(
@@ -201,7 +222,7 @@ def _matrix(
     return coded_matrix(fmt, (n, k), as_arrays(fmt, n, k, buffers), name)
 
 
-def _outcome(name: str, matrix: CodedMatrix, weight: np.ndarray) -> Outcome:
+def _outcome(name: str, matrix: CodedMatrix, weight: np.ndarray, tokens: int | None) -> Outcome:
     missed = weight.astype(np.float64) - decode(matrix)
     power = float(np.square(weight, dtype=np.float64).sum())
     return Outcome(
@@ -210,6 +231,7 @@ def _outcome(name: str, matrix: CodedMatrix, weight: np.ndarray) -> Outcome:
         shape=matrix.shape,
         bytes=matrix.nbytes,
         relative_error=float(np.square(missed).sum()) / power if power else 0.0,
+        tokens=tokens,
     )
 
 
@@ -288,15 +310,15 @@ def _write(
     formats: Mapping[str, Format],
     coded: Mapping[str, Payload],
     shapes: Mapping[str, tuple[int, int]],
+    gone: Collection[str],
     made: str,
     saving: Mapping[str, Any],
 ) -> None:
     manifest = Manifest(
         layers={name: Layer(format=formats[name], shape=shapes[name]) for name in formats}
     )
-    tensors = {n: _untouched(t) for n, t in read_folder(source, ModelError).items()}
-    for name in formats:
-        del tensors[f"{name}.weight"]
+    kept = {n: t for n, t in read_folder(source, ModelError).items() if n not in gone}
+    tensors = {n: _untouched(t) for n, t in kept.items()}
     tensors = dict(sorted({**tensors, **coded}.items()))
     config = read_json(source / CONFIG, ModelError)
     config["quantization_config"] = manifest.to_json()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unspool.cli.bundled import ModelPath, resolve
+from unspool.cli.layer_rows import rows_of
 from unspool.cli.terminal import AsJson, byte_count, print_json, print_table
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _types(tensors: Any) -> dict[str, dict[str, int]]:
 
 def _show(found: dict[str, Any]) -> None:
     if found["quantized"]:
-        rows = [_cells(layer) for layer in found["layers"]]
+        rows = [_cells(layer) for layer in rows_of(found["layers"])]
         print_table(f"{found['path']}: quantized layers", LAYER_COLUMNS, rows, left=3)
     types = [(kind, str(t["tensors"]), f"{t['bytes']:,}") for kind, t in found["types"].items()]
     print_table("Tensors", TYPE_COLUMNS, types)
@@ -127,6 +128,6 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _cells(layer: dict[str, Any]) -> tuple[str, ...]:
-    n, k = layer["shape"]
+    shape = " x ".join(str(size) for size in layer["shape"])
     bits = f"{layer['bits_per_weight']:.4f}"
-    return layer["name"], layer["format"], f"{n} x {k}", bits, f"{layer['bytes']:,}"
+    return layer["name"], layer["format"], shape, bits, f"{layer['bytes']:,}"

@@ -14,6 +14,7 @@ from unspool import __version__
 from unspool.cli import launch
 from unspool.cli.bundled import ModelPath, resolve
 from unspool.cli.inputs import byte_size, calibration_windows, model_files, parse_name
+from unspool.cli.layer_rows import rows_of
 from unspool.cli.quantize_checks import check_together, how_calibrated, how_hard, how_made
 from unspool.cli.quantize_options import (
     TOKENS,
@@ -24,6 +25,7 @@ from unspool.cli.quantize_options import (
     Device,
     DryRun,
     Exclude,
+    Fate,
     FormatName,
     Head,
     Importance,
@@ -38,6 +40,7 @@ from unspool.cli.quantize_options import (
     Threads,
     Tune,
     TuneBlocks,
+    Unreached,
     Work,
 )
 from unspool.cli.sizes import Sizes
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from unspool.checkpoint.journal import Journal
+    from unspool.model.coverage import Coverage
     from unspool.model.mixed import Mixed
     from unspool.spec.format import Format
 
@@ -68,6 +72,7 @@ def quantize(
     calibration_tokens: CalibrationTokens = TOKENS,
     calibration_dtype: CalibrationType = PassType.FLOAT32,
     importance: Importance = False,
+    unreached: Unreached = Fate.ERROR,
     tune: Tune = 0,
     tune_blocks: TuneBlocks = 0,
     work: Work = None,
@@ -84,26 +89,25 @@ def quantize(
     """Quantize a model's linear layers and write a checkpoint."""
     body, limit = chosen_format(format, bits, plan_file), byte_size(shard_size, "--shard-size")
     source, head, start = resolve(path), head and parse_name(head), time.perf_counter()
-    check_together(calibration, importance, tune, tune_blocks, work, resume, head, dry_run, device)
+    asked = how_calibrated(passes, calibration_dtype, importance, unreached, tune_blocks)
+    check_together(calibration, asked, tune, work, resume, head, dry_run, device)
     windows = calibration_windows(calibration, source, calibration_tokens)
     place = None if dry_run else _output(out, source, overwrite)
     found: dict[str, Any] = {"model": path, "format": body.name, "head": head, "dry_run": dry_run}
     found["calibration_tokens"] = tokens = 0 if windows is None else windows.numel()
     selection = {"include": include or (), "exclude": exclude or (), "head": head}
-    calibrating = how_calibrated(calibration_dtype, importance, tune_blocks)
-    effort = how_hard(passes, threads, device) | calibrating
-    made = how_made(tokens, importance, tune, tune_blocks)
+    effort = how_hard(threads, device) | asked
+    made = how_made(tokens, asked, tune)
     saving = {"overwrite": overwrite, "max_shard_bytes": limit, "made": made}
     by_block = streamed(work, windows, tune, head)
     if place is None:
         found |= foretold(source, body, selection, windows, effort, by_block)
     elif by_block:
-        asked = {**selection, "passes": passes, **calibrating}
-        journal = partial(open_journal, work, resume, source, body, windows, asked)
+        journal = partial(open_journal, work, resume, source, body, windows, selection | asked)
         found |= stream(source, place, body, selection, effort, windows, journal, saving, quiet)
     else:
         found |= write(source, place, body, selection, effort, windows, saving, quiet, tune)
-    found |= {"out": place, "device": device, **calibrating, "seconds": time.perf_counter() - start}
+    found |= {"out": place, "device": device, **asked, "seconds": time.perf_counter() - start}
     print_json(found) if json else _show(found)
 
 
@@ -182,7 +186,7 @@ def foretold(
 
     model = empty_model(source)
     chosen = select.plan(model, fmt, **selection)
-    given = {name: value for name, value in effort.items() if value is not None}
+    given = {n: value for n, value in effort.items() if value is not None and n != "unreached"}
     found = estimate(locate(source), model, chosen, windows, streamed=by_block, **given)
     return {**plan(source, fmt, selection), "estimate": found.to_json()}
 
@@ -221,7 +225,7 @@ def write(
     layers = [vars(layer) for layer in report.layers]
     left_out = [vars(weight) for weight in report.left_out]
     done = {"layers": layers, "left_out": left_out, "tuned": tuned}
-    return {**done, **sizes_of(model).to_json()}
+    return {**done, "experts": told(report.coverage), **sizes_of(model).to_json()}
 
 
 def stream(
@@ -243,6 +247,7 @@ def stream(
     from unspool.encode.ldlq import Calibration
     from unspool.model import selection as select
     from unspool.model.calibrate import Plan
+    from unspool.model.coverage import Reach, coverage
     from unspool.model.device_search import search_on
     from unspool.model.load import empty_model, locate
     from unspool.model.processes import ALONE, joined
@@ -253,7 +258,7 @@ def stream(
     steps = Plan(
         formats=chosen, how=Calibration(**passes), threads=effort["threads"],
         importance=effort["importance"], dtype=getattr(torch, effort["calibration_dtype"]),
-        tune=effort["tune_blocks"],
+        tune=effort["tune_blocks"], unreached=effort["unreached"],
     )  # fmt: skip
     together = joined() if launch.several() else nullcontext(ALONE)
     with together as processes, progress(f"quantizing to {fmt.name}", quiet=quiet) as advance:
@@ -263,9 +268,19 @@ def stream(
             locate(source), folder, steps, windows=windows, journal=journal,
             progress=advance, processes=processes, search=search_on(effort["device"]), **saving,
         )  # fmt: skip
-    errors = {outcome.name: outcome.relative_error for outcome in done}
-    layers = [{**layer, "relative_error": errors[layer["name"]]} for layer in planned["layers"]]
-    return {**planned, "layers": layers}
+    known = {o.name: {"relative_error": o.relative_error, "tokens": o.tokens} for o in done}
+    layers = [{**layer, **known[layer["name"]]} for layer in planned["layers"]]
+    reached = [
+        Reach(name=o.name, columns=o.shape[1], tokens=o.tokens)
+        for o in done
+        if o.tokens is not None
+    ]
+    return {**planned, "layers": layers, "experts": told(coverage(reached))}
+
+
+def told(found: Coverage | None) -> dict[str, Any] | None:
+    """Tokens per expert, for JSON."""
+    return None if found is None else vars(found)
 
 
 def tuned_by(
@@ -338,7 +353,7 @@ def _planned_sizes(
 
 def _show(found: dict[str, Any]) -> None:
     title = f"{found['model']} to {found['format']}"
-    print_table(title, COLUMNS, map(_cells, found["layers"]), left=3)
+    print_table(title, COLUMNS, map(_cells, rows_of(found["layers"])), left=3)
     print(
         f"quantized layers: {found['bits_per_weight']:.4f} bits per weight, "
         f"{found['weights']:,} weights, {byte_count(found['bytes'])}"
@@ -349,7 +364,12 @@ def _show(found: dict[str, Any]) -> None:
     )
     if found["left_out"]:
         count, dense = len(found["left_out"]), sum(each["bytes"] for each in found["left_out"])
-        print(f"left as they are: {count} fused expert weights, {byte_count(dense)}")
+        why = found["left_out"][0]["why"]
+        print(f"left as they are: {count} fused expert weights, {byte_count(dense)} ({why})")
+    if found.get("experts"):
+        from unspool.model.coverage import Coverage
+
+        print(f"reach of the text: {Coverage(**found['experts'])}")
     if found["dry_run"]:
         guess, device = found["estimate"], found["device"]
         print(

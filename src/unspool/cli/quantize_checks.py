@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unspool.cli import launch
-from unspool.cli.quantize_options import PassType
+from unspool.cli.quantize_options import Fate, PassType
 from unspool.errors import CheckpointError
 
 
 def check_together(
     calibration: str | None,
-    importance: bool,
+    calibrating: Mapping[str, Any],
     tune: int,
-    tune_blocks: int,
     work: Path | None,
     resume: bool,
     head: str | None,
@@ -22,11 +22,16 @@ def check_together(
     device: str | None,
 ) -> None:
     """Raises CheckpointError for options that do not go together, ModelError for a device that is
-    not there."""
-    needing = {"--tune": tune, "--tune-blocks": tune_blocks, "--importance": importance}
+    not there; `calibrating` is `how_calibrated`'s."""
+    needing = {
+        "--tune": tune,
+        "--tune-blocks": calibrating["tune_blocks"],
+        "--importance": calibrating["importance"],
+        "--unreached": calibrating["unreached"] != Fate.ERROR,
+    }
     where = next((option for option, given in needing.items() if given), "")
     if calibration is None and where:
-        what = "importance" if where == "--importance" else "tuning"
+        what = {"--importance": "importance", "--unreached": "reach"}.get(where, "tuning")
         raise CheckpointError(f"{what} needs a text", where=where, allowed="--calibration FILE")
     if resume and work is None:
         raise CheckpointError("nothing to go on with", where="--resume", allowed="--work DIR")
@@ -51,24 +56,29 @@ def _check_device(device: str | None) -> None:
     available(device or "cpu")
 
 
-def how_hard(passes: int | None, threads: int | None, device: str | None) -> dict[str, Any]:
-    """How much is done, and by what: this process's share of cores and its device."""
-    threads, device = launch.threads_each(threads), launch.device_each(device)
-    return {"passes": passes, "threads": threads, "device": device}
+def how_hard(threads: int | None, device: str | None) -> dict[str, Any]:
+    """By what it is done: this process's share of cores and its device."""
+    return {"threads": launch.threads_each(threads), "device": launch.device_each(device)}
 
 
-def how_made(tokens: int, importance: bool, tune: int, tune_blocks: int) -> str:
+def how_made(tokens: int, calibrating: Mapping[str, Any], tune: int) -> str:
     """A sentence for the model card; "" without calibration."""
+    steps, importance = calibrating["tune_blocks"], calibrating["importance"]
     weighed = ", each weighed by the squared gradients of the model's loss" if importance else ""
-    blocks = f"; scales of each block tuned in {tune_blocks} steps" if tune_blocks else ""
+    blocks = f"; scales of each block tuned in {steps} steps" if steps else ""
     tuned = f"; scales and norms tuned in {tune} steps" if tune else ""
     return f"Calibrated on {tokens:,} tokens of a text{weighed}{blocks}{tuned}." if tokens else ""
 
 
-def how_calibrated(dtype: PassType, importance: bool, tune_blocks: int) -> dict[str, Any]:
-    """Those of the options that calibration has beside its text, as a run's settings name them."""
+def how_calibrated(
+    passes: int | None, dtype: PassType, importance: bool, unreached: Fate, tune_blocks: int
+) -> dict[str, Any]:
+    """Those of the options that encoding and calibration have beside the text, as a run's settings
+    name them."""
     return {
+        "passes": passes,
         "importance": importance,
         "calibration_dtype": dtype.value,
+        "unreached": unreached.value,
         "tune_blocks": tune_blocks,
     }

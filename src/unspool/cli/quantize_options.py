@@ -19,6 +19,13 @@ class PassType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Fate(StrEnum):
+    """What becomes of layers that no token of the text reaches; `model.calibrate.UNREACHED`."""
+
+    ERROR = "error"
+    PLAIN = "plain"
+
+
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The new folder.")]
 FormatName = Annotated[
     str | None, typer.Option("--format", "-f", help="A format by name, e.g. t3-e2m3.")
@@ -65,6 +72,13 @@ Importance = Annotated[
         "--importance",
         help="Weigh the text's tokens by what the model's loss notices of them: squared gradients, "
         "from one backward sweep.",
+    ),
+]
+Unreached = Annotated[
+    Fate,
+    typer.Option(
+        help="What becomes of experts that no token of the text reaches: the run ends, or they are "
+        "rounded plainly.",
     ),
 ]
 Tune = Annotated[

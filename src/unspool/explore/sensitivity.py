@@ -26,6 +26,7 @@ from unspool.explore.allocate import Group, Option
 from unspool.explore.lines import read
 from unspool.matmul.reference import decode
 from unspool.model.calibrate import workers
+from unspool.model.experts import split_experts
 from unspool.model.selection import check_fit
 from unspool.model.siblings import TOGETHER
 from unspool.spec.catalog import parse
@@ -48,6 +49,7 @@ class Gauge:
     ) -> None:
         """`model` is changed; `windows` are token ids `[count, tokens]`."""
         self._model, self._windows, self._threads = model.float().eval(), windows, threads
+        split_experts(self._model)
         self._groups = {group.name: group for group in groups}
         layers = [layer for group in groups for layer in group.layers]
         self._original = {name: model.get_submodule(name).weight.detach() for name in layers}

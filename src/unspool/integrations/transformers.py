@@ -27,6 +27,7 @@ from unspool.errors import CheckpointError
 from unspool.matmul.choose import check_activations
 from unspool.matmul.cuda.recipe import check_activations as check_gpu_activations
 from unspool.model import swap
+from unspool.model.experts import Experts, settle_experts, split_experts
 from unspool.model.linear import QuantizedLinear
 from unspool.model.load import (
     MISSING,
@@ -91,11 +92,15 @@ class UnspoolQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        found = _manifest_of(self)
-        for name, layer in found.layers.items():
-            inside = _name_inside(model, name)
-            if inside is not None:
-                model.set_submodule(inside, _empty(model, inside, layer))
+        layers = {
+            inside: layer
+            for name, layer in _manifest_of(self).layers.items()
+            if (inside := _name_inside(model, name)) is not None
+        }
+        fused = split_experts(model)
+        for inside, layer in layers.items():
+            model.set_submodule(inside, _empty(model, inside, layer))
+        settle_experts(model, fused, layers)
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
@@ -115,10 +120,13 @@ class UnspoolQuantizer(HfQuantizer):
         names = [n for n, module in model.named_modules() if isinstance(module, QuantizedLinear)]
         for name in names:
             model.set_submodule(name, _dense(model.get_submodule(name), dtype or model.dtype))
+        for name in [n for n, module in model.named_modules() if isinstance(module, Experts)]:
+            model.set_submodule(name, model.get_submodule(name).fused())
         return model
 
     def is_serializable(self) -> bool:
-        """`save_pretrained` writes the same checkpoint again."""
+        """`save_pretrained` writes the same checkpoint again, for transformers; where it renames a
+        layer's module (Mixtral's), only `unspool.save` writes what `unspool.load` reads."""
         return True
 
     @property

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.model.experts import split_experts
+from unspool.model.load import sources
 from unspool.model.shards import read_folder
 
 
@@ -28,7 +31,7 @@ class Blocks:
 
 
 def blocks_of(model: nn.Module) -> Blocks:
-    """The blocks of a model in memory."""
+    """The blocks of a model in memory, their experts as they are, split or not."""
     names = block_names(model)
 
     def read(place: int) -> nn.Module:
@@ -60,32 +63,49 @@ class Stored:
     """A model's tensors in its folder, put into modules of the model when they are asked for."""
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
-        """`model` has its parameters on the meta device, and keeps them there."""
+        """`model` has its parameters on the meta device and its experts fused; both stays so."""
         self._model, self._tensors = model, read_folder(folder, ModelError)
+        self._sources = sources(model, self._tensors)
 
     def blocks(self) -> Blocks:
-        """The model's blocks, each read from the folder when its turn comes."""
+        """The model's blocks, each read from the folder when its turn comes, its experts split."""
         names = block_names(self._model)
 
         def read(place: int) -> nn.Module:
             block = deepcopy(self._model.get_submodule(names[place]))
-            self._fill(block, names[place])
-            return block.float().eval()
+            self._put(block, f"{names[place]}.", required=True)
+            block = block.float().eval()
+            split_experts(block)
+            return block
 
         return Blocks(names=names, read=read)
+
+    def names_of(self, parameters: Collection[str]) -> set[str]:
+        """The stored tensors that some parameters are made of.
+
+        Raises ModelError for one that others are made of as well.
+        """
+        found: set[str] = set()
+        for name in parameters:
+            source = self._sources[name]
+            others = set(source.parameters) - set(parameters)
+            if others:
+                raise ModelError(
+                    "a stored tensor holds a layer's weight and others",
+                    where=source.names[0],
+                    found=sorted(others),
+                    allowed="all of them quantized, or none",
+                )
+            found |= set(source.names)
+        return found
 
     @contextmanager
     def without_blocks(self) -> Iterator[nn.Module]:
         """The model with all weights but those of its blocks."""
-        names = block_names(self._model)
-        outside = {
-            name: parameter
-            for name, parameter in self._model.named_parameters()
-            if not name.startswith(tuple(f"{block}." for block in names))
-        }
+        inside = tuple(f"{block}." for block in block_names(self._model))
+        outside = {n: p for n, p in self._model.named_parameters() if not n.startswith(inside)}
         try:
-            for name in outside:
-                self._put(self._model, name, name, required=False)
+            self._put(self._model, "", required=False, skip=inside)
             self._tie()
             yield self._model
         finally:
@@ -99,19 +119,25 @@ class Stored:
         if tied and head is not None and head.weight.is_meta:
             head.weight = self._model.get_input_embeddings().weight
 
-    def _fill(self, block: nn.Module, prefix: str) -> None:
-        for name, _ in list(block.named_parameters()):
-            self._put(block, name, f"{prefix}.{name}", required=True)
-
-    def _put(self, module: nn.Module, name: str, stored: str, *, required: bool) -> None:
-        if stored in self._tensors:
-            _set(module, name, nn.Parameter(_read(self._tensors, stored), requires_grad=False))
-        elif required:
-            raise ModelError(
-                "a tensor is not stored under its own name; such a model cannot be calibrated yet",
-                where=stored,
-                allowed="models whose experts are not fused",
-            )
+    def _put(
+        self, module: nn.Module, prefix: str, *, required: bool, skip: tuple[str, ...] = ()
+    ) -> None:
+        """Reads a module's parameters, and its buffers that are stored; `prefix` is what their
+        names begin with in the model."""
+        parameters = [n for n, _ in module.named_parameters() if not n.startswith(skip)]
+        buffers = {n for n, _ in module.named_buffers() if prefix + n in self._sources}
+        missing = [*parameters, *(n for n in buffers if not n.startswith(skip))]
+        while missing:
+            name = missing[0]
+            source = self._sources.get(prefix + name)
+            if source is None and required:
+                raise ModelError("a tensor is not stored", where=prefix + name)
+            made = {} if source is None else source.make(partial(_read, self._tensors))
+            for own, tensor in ((full.removeprefix(prefix), each) for full, each in made.items()):
+                if own in missing:
+                    kept = tensor if own in buffers else nn.Parameter(tensor, requires_grad=False)
+                    _set(module, own, kept)
+            missing = [n for n in missing if n != name and prefix + n not in made]
 
 
 def _read(tensors: Mapping[str, object], name: str) -> torch.Tensor:
@@ -122,6 +148,6 @@ def _read(tensors: Mapping[str, object], name: str) -> torch.Tensor:
     return found
 
 
-def _set(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     owner, _, last = name.rpartition(".")
-    setattr(module.get_submodule(owner), last, parameter)
+    setattr(module.get_submodule(owner), last, tensor)

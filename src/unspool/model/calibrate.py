@@ -25,18 +25,27 @@ from torch import nn
 from unspool import native
 from unspool.encode.blas import in_threads, one_thread, slices
 from unspool.encode.encode import Share, alone, strip_count
+from unspool.encode.encode import encode as plainly
 from unspool.encode.ldlq import Calibration, encode_calibrated
-from unspool.encode.moments import Moments
+from unspool.encode.moments import Moments, shrinkage
 from unspool.errors import ModelError
 from unspool.matmul.reference import decode
 from unspool.model.blocks import Blocks
+from unspool.model.expert_names import projection_of
+from unspool.model.experts import is_expert
 from unspool.model.importance import NOTHING, Importance, Kept, gradients
 from unspool.model.processes import ALONE, Processes
-from unspool.model.sums import BLOCK, Streams, Sums, chunks, gather, own
+from unspool.model.sums import BLOCK, Streams, Sums, chunks, gather, own, sums_bytes
 from unspool.model.taps import Each, Parts, Taps, first_call, in_float32, run_block, shared
 from unspool.model.tune_block import tune_block
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
+
+ERROR, PLAIN = "error", "plain"
+UNREACHED = (ERROR, PLAIN)
+
+SUMS_BYTES = 4 << 30
+"""Of sums that are made in one pass: layers of experts beyond have a pass of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +63,8 @@ class Plan:
     tokens count by what the model's loss notices of them (`model.importance`). `dtype`, float32 or
     bfloat16, is what linear layers and attention multiply in while the text walks through blocks:
     all else, sums and encoding too, is in float32 or float64. `tune`: steps that then train the
-    scales of each block together (`model.tune_block`)."""
+    scales of each block together (`model.tune_block`). `unreached`: what becomes of layers that no
+    token of the text reaches, ERROR or PLAIN rounding."""
 
     formats: Mapping[str, Format]
     how: Calibration = field(default_factory=Calibration)
@@ -62,6 +72,16 @@ class Plan:
     importance: bool = False
     dtype: torch.dtype = torch.float32
     tune: int = 0
+    unreached: str = ERROR
+
+    def __post_init__(self) -> None:
+        """Raises ModelError for another word."""
+        if self.unreached not in UNREACHED:
+            raise ModelError(
+                "no such fate of layers that no token reaches",
+                found=self.unreached,
+                allowed=UNREACHED,
+            )
 
 
 def both_streams(
@@ -115,52 +135,68 @@ def calibrate_block(
     tokens: dict[str, int] = {}
     with workers(plan.threads) as each:
         with Parts(before) as originals, Parts(changed) as parts:
-            groups = processes.told(lambda: _groups(before, names, streams))
-            for place, group in enumerate(groups):
+            passes = processes.told(lambda: _passes(before, names, streams))
+            for place, groups in enumerate(passes):
                 for side in originals, parts:
-                    side.settle([name for later in groups[place:] for name in later])
+                    side.settle([n for later in passes[place:] for group in later for n in group])
                 native.trim()
-                last = place == len(groups) - 1
-                sums = gather(originals, parts, group, streams, each, prefix=prefix, last=last)
+                last = place == len(passes) - 1
+                sums = gather(originals, parts, groups, streams, each, prefix=prefix, last=last)
                 if last:
                     originals.forget()
                 native.trim()
-                matrices = _encoded_group(block, prefix, group, sums, plan, processes)
-                tokens |= dict.fromkeys(group, sums.tokens)
+                matrices = _encoded_groups(block, prefix, groups, sums, plan, processes)
+                for group, of_group in zip(groups, sums, strict=True):
+                    tokens |= dict.fromkeys(group, of_group.tokens)
                 del sums  # k x k and more, before decoded weights
                 _decode_all(changed, matrices, dtype)
                 found |= matrices
             if not plan.tune:
-                _move_on(None if groups else before, parts, streams, each)
+                _move_on(None if passes else before, parts, streams, each)
         if plan.tune:
-            if groups:
+            if passes:
                 found |= tune_block(changed, found, streams, each, plan.tune).matrices
                 _decode_all(changed, found, dtype)
-            _move_on(None if groups else before, Parts(changed), streams, each)
+            _move_on(None if passes else before, Parts(changed), streams, each)
     for name, matrix in found.items():
         yield Calibrated(name=f"{prefix}.{name}", matrix=matrix, tokens=tokens[name])
 
 
-def _encoded_group(
+def _encoded_groups(
     block: nn.Module,
     prefix: str,
-    group: Sequence[str],
-    sums: Sums,
+    groups: Sequence[Sequence[str]],
+    sums: Sequence[Sums],
     plan: Plan,
     processes: Processes,
 ) -> dict[str, CodedMatrix]:
-    """The matrices of layers that read one activation, by whichever process has them."""
+    """The matrices of the layers of some groups, by whichever process has them."""
+    of_layer = {n: found for group, found in zip(groups, sums, strict=True) for n in group}
+    if plan.unreached == ERROR:
+        _check_reached(prefix, of_layer)
     strips = {
         name: strip_count(
             tuple(block.get_submodule(name).weight.shape), plan.formats[f"{prefix}.{name}"]
         )
-        for name in group
+        for name in of_layer
     }
 
     def encode(name: str, share: Share) -> CodedMatrix:
-        return _encoded(block.get_submodule(name), f"{prefix}.{name}", sums, plan, share)
+        return _encoded(block.get_submodule(name), f"{prefix}.{name}", of_layer[name], plan, share)
 
     return processes.encoded(strips, encode)
+
+
+def _check_reached(prefix: str, of_layer: Mapping[str, Sums]) -> None:
+    missed = [name for name, sums in of_layer.items() if sums.inputs is None]
+    if missed:
+        more = f" and {len(missed) - 4} more" if len(missed) > 4 else ""
+        raise ModelError(
+            "no token of the calibration text reaches some layers",
+            where=prefix,
+            found=", ".join(missed[:4]) + more,
+            allowed="a longer text, --unreached plain to round them without it, or --exclude",
+        )
 
 
 def replay_block(
@@ -187,10 +223,10 @@ def pass_block(block: nn.Module, streams: Streams, threads: int | None) -> None:
     before = _in_dtype(block, streams.call.dtype)
     parts = Parts(before)
     with workers(threads) as each:
-        groups = _groups(before, _linears(block), streams)
-        for place, group in enumerate(groups):
-            gather(parts, parts, group, streams, each, last=place == len(groups) - 1)
-        _move_on(None if groups else before, parts, streams, each)
+        passes = _passes(before, _linears(block), streams)
+        for place, groups in enumerate(passes):
+            gather(parts, parts, groups, streams, each, last=place == len(passes) - 1)
+        _move_on(None if passes else before, parts, streams, each)
 
 
 def _in_dtype(block: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -217,30 +253,50 @@ def _linears(block: nn.Module) -> list[str]:
     return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
 
 
-def _groups(block: nn.Module, names: Sequence[str], streams: Streams) -> list[list[str]]:
-    """The named layers in the order of their calls, those that read the same tensor together.
+def _passes(block: nn.Module, names: Sequence[str], streams: Streams) -> list[list[Sequence[str]]]:
+    """The groups of layers that every pass of the text is for, in the order of their calls.
 
-    A layer that the first window does not reach (an expert) comes last, alone.
+    A group reads the same tensor. A pass is for one group, or for one layer of every expert, none
+    of which reads what another gives. Layers that the first window does not reach come last.
     """
     if not names:
         return []
     with Taps(Parts(block), names) as taps:
         groups = shared(taps.read(streams.original[0], streams.call))
     known = {name for group in groups for name in group}
-    return groups + [[name] for name in names if name not in known]
+    passes: dict[str, list[Sequence[str]]] = {}
+    for group in [*groups, *([name] for name in names if name not in known)]:
+        projection = projection_of(group[0]) if is_expert(block, group[0]) else None
+        passes.setdefault(projection or group[0], []).append(group)
+    weighed = streams.importance is not None
+    return [part for groups in passes.values() for part in _parts(block, groups, weighed)]
+
+
+def _parts(
+    block: nn.Module, groups: Sequence[Sequence[str]], weighed: bool
+) -> list[list[Sequence[str]]]:
+    """Groups of one shape in parts whose sums, held twice, are within SUMS_BYTES."""
+    layer = block.get_submodule(groups[0][0])
+    some = max(1, SUMS_BYTES // (2 * sums_bytes(tuple(layer.weight.shape), weighed)))
+    return [list(groups[first : first + some]) for first in range(0, len(groups), some)]
 
 
 @one_thread()
 def _encoded(
     layer: nn.Module, name: str, sums: Sums, plan: Plan, share: Share = alone
 ) -> CodedMatrix:
-    if sums.inputs is None:
-        raise ModelError(
-            "no token of the calibration text reaches this layer",
+    weight = np.ascontiguousarray(layer.weight.detach().float().numpy())
+    if sums.inputs is None:  # PLAIN
+        return plainly(
+            weight,
+            plan.formats[name],
+            passes=plan.how.passes,
+            threads=plan.threads,
             where=name,
-            allowed="a longer text, or --exclude",
+            share=share,
         )
-    weight, drift = layer.weight.detach().float().numpy(), sums.drift
+    damping = max(plan.how.damping, shrinkage(sums.inputs, sums.tokens))
+    drift = sums.drift
     if sums.moved is not None:
         moved, rows = sums.moved, slices(len(weight), BLOCK)
         drift = np.concatenate(
@@ -250,7 +306,7 @@ def _encoded(
         weight,
         plan.formats[name],
         Moments(inputs=sums.inputs, drift=drift, weighed=sums.weighed),
-        how=plan.how,
+        how=replace(plan.how, damping=damping),
         threads=plan.threads,
         where=name,
         share=share,

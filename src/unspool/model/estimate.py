@@ -23,11 +23,12 @@ from unspool.encode.moments import Moments
 from unspool.encode.viterbi import Search, viterbi
 from unspool.matmul.reference import decode
 from unspool.model.blocks import Stored, block_names
-from unspool.model.calibrate import both_streams, pass_block, workers
+from unspool.model.calibrate import SUMS_BYTES, both_streams, pass_block, workers
 from unspool.model.device_search import search_on
+from unspool.model.expert_names import projection_of
 from unspool.model.importance import Tail, backward, forward
 from unspool.model.load import unfilled_model
-from unspool.model.sums import CHUNKS, TOGETHER
+from unspool.model.sums import CHUNKS, TOGETHER, sums_bytes
 from unspool.model.tune_block import BATCH
 from unspool.spec.format import Format
 
@@ -304,10 +305,22 @@ def added_bytes(
     hidden = 2 * 4 * windows.numel() * width
     moments = k * k * (MOMENT_BYTES + 4 * importance) + 16 * n * k
     moments += 3 * 4 * TOGETHER * k  # what some windows give, one by one and together
+    moments += _experts_bytes(shapes, importance)
     outside = sum(p.nbytes for p in model.parameters()) - sum(
         p.nbytes for name in names for p in model.get_submodule(name).parameters()
     )
     return max(outside, 2 * max(blocks) + moments + STRIP_BYTES) + hidden + coded
+
+
+def _experts_bytes(shapes: Mapping[str, tuple[int, int]], importance: bool) -> int:
+    """Bytes of the sums that are made in one pass for the experts of a projection."""
+    of_projection: dict[str, int] = {}
+    for name, shape in shapes.items():
+        projection = projection_of(name)
+        if projection is not None:
+            total = of_projection.get(projection, 0) + 2 * sums_bytes(shape, importance)
+            of_projection[projection] = min(total, SUMS_BYTES)
+    return max(of_projection.values(), default=0)
 
 
 def _seconds(run: Callable[[], object]) -> float:

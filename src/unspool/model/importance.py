@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,14 +24,18 @@ from torch import nn
 
 from unspool.errors import ModelError
 from unspool.model.blocks import Blocks
+from unspool.model.experts import Expert
 from unspool.model.processes import ALONE, Processes
 from unspool.model.taps import Call, Each, first_call, in_float32, run_block
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32
+    from jaxtyping import Float32, Int32
 
-Norms = Mapping[str, "Float32[np.ndarray, 'rows']"]
-"""Of one window: squared norms by the layer's name, one for every row that the layer reads."""
+Norms = Mapping[str, "Float32[np.ndarray, 'rows'] | Int32[np.ndarray, 'rows']"]
+"""Of one window: squared norms by the layer's name, one for every row that the layer reads; and by
+an expert's name, with TOKENS, whose rows they are, ascending."""
+
+TOKENS = ".tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +58,49 @@ class Importance:
         of_layer: dict[str, list[np.ndarray]] = {}
         for window in found:
             for name, norms in window.items():
-                of_layer.setdefault(name, []).append(norms)
+                if not name.endswith(TOKENS):
+                    of_layer.setdefault(name, []).append(norms)
         means = {n: float(np.concatenate(all_).mean(dtype=float)) for n, all_ in of_layer.items()}
         broken = [name for name, mean in means.items() if not np.isfinite(mean)]
         if broken:
             raise ModelError("gradients on the calibration text are not finite", where=broken[0])
         return cls(windows=[found[place] for place in mine], means=means)
 
-    def roots(self, place: int, layers: Sequence[str], rows: int) -> Float32[np.ndarray, "rows 1"]:
+    def roots(
+        self,
+        place: int,
+        layers: Sequence[str],
+        rows: int,
+        tokens: Int32[np.ndarray, "rows"] | None = None,
+    ) -> Float32[np.ndarray, "rows 1"]:
         """What the rows that layers read together in a window are multiplied with.
 
-        The square root of the layers' sum, which has mean 1 over all windows; 1 where the original
-        has not these rows (another choice of experts) or the loss notices none at all.
+        The square root of the layers' sum, which has mean 1 over all windows; 1 where the loss
+        notices none at all, and for rows that the original has not (another choice of experts).
+        `tokens`: whose rows an expert's are.
         """
         window, mean = self.windows[place], sum(self.means.get(name, 0.0) for name in layers)
-        if mean == 0 or any(len(window.get(name, ())) != rows for name in layers):
+        at = _rows_of(window, layers[0], rows, tokens)
+        known = at >= 0
+        if mean == 0 or not known.any() or any(name not in window for name in layers):
             return np.ones((rows, 1), np.float32)
-        total = np.sum([window[name] for name in layers], axis=0, dtype=np.float64)
-        return np.sqrt(total / mean).astype(np.float32)[:, None]
+        total = np.stack([window[name] for name in layers]).sum(axis=0, dtype=np.float64)
+        found = np.where(known, total[at] / mean, 1)
+        return np.sqrt(found).astype(np.float32)[:, None]
+
+
+def _rows_of(
+    window: Norms, layer: str, rows: int, tokens: np.ndarray | None
+) -> Int32[np.ndarray, "rows"]:
+    """Which of the original's rows every row is; -1 for none."""
+    none, every = np.full(rows, -1), np.arange(rows)
+    if tokens is None:
+        return every if len(window.get(layer, ())) == rows else none
+    known = window.get(layer.rpartition(".")[0] + TOKENS)
+    if known is None:
+        return none
+    at = np.minimum(np.searchsorted(known, tokens), len(known) - 1)
+    return np.where(known[at] == tokens, at, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +203,8 @@ class Outputs:
         for name, module in self._block.named_modules():
             if isinstance(module, nn.Linear):
                 self._handles.append(module.register_forward_hook(partial(self._keep, name)))
+            elif isinstance(module, Expert):
+                self._handles.append(module.register_forward_pre_hook(partial(self._hear, name)))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -187,7 +218,8 @@ class Outputs:
         """The gradient at the block's input, from the one at its output, and the squared norms at
         the outputs of the layers that the window reaches."""
         found: dict[str, torch.Tensor] = {}
-        self._of_thread.found = found
+        tokens: dict[str, np.ndarray] = {}
+        self._of_thread.found, self._of_thread.tokens = found, tokens
         with torch.enable_grad():
             start = hidden.detach().requires_grad_()
             out = self._block(start, *call.args, **call.kwargs)
@@ -200,7 +232,11 @@ class Outputs:
             name: gradient.reshape(-1, gradient.shape[-1]).square().sum(-1).numpy()
             for name, gradient in zip(found, others, strict=True)
         }
-        return first, norms
+        return first, norms | tokens
+
+    def _hear(self, name: str, expert: nn.Module, args: tuple[Any, ...]) -> None:
+        if getattr(self._of_thread, "found", None) is not None:
+            self._of_thread.tokens[name + TOKENS] = args[2].numpy().astype(np.int32)
 
     def _keep(self, name: str, layer: nn.Module, args: object, out: torch.Tensor) -> None:
         found = getattr(self._of_thread, "found", None)

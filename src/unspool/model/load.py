@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,15 +86,20 @@ def explained(source: str | Path, error: type[UnspoolError]) -> Iterator[None]:
 
 
 def empty_model(source: str | Path) -> PreTrainedModel:
-    """The same model without its weights: shapes and types on the meta device, for planning."""
+    """The same model without its weights and with its experts split: shapes and types on the meta
+    device, for planning."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from unspool.model.experts import split_experts
 
     folder = _dense_folder(source)
     with explained(folder, ModelError):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+    split_experts(model)
+    return model
 
 
 def unfilled_model(source: str | Path) -> PreTrainedModel:
@@ -151,6 +159,75 @@ def original_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     ours = {name: t for name, t in state.items() if name.rpartition(".")[0] in layers}
     others = {name: t for name, t in state.items() if name not in ours}
     return {**revert_weight_conversion(model, others), **ours}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The stored tensors that some parameters of a model are made of.
+
+    names       in their order
+    parameters  all that are made of them
+    make        the parameters by name, from a function that reads a stored tensor
+    """
+
+    names: tuple[str, ...]
+    parameters: tuple[str, ...]
+    make: Callable[[Callable[[str], torch.Tensor]], dict[str, torch.Tensor]]
+
+
+def sources(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Source]:
+    """Where every parameter of a model comes from among stored tensors of those names, as
+    transformers renames and converts them: experts stored one by one become one parameter."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    transforms, known = get_model_conversion_mapping(model), model.state_dict()
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    of_target: dict[str, list[tuple[str, str | None]]] = {}
+    for name in sorted(names, key=dot_natural_key):
+        target, pattern = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, known
+        )
+        if target not in known and name in known:
+            target, pattern = name, None
+        of_target.setdefault(target, []).append((name, pattern))
+    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
+    found: dict[str, Source] = {}
+    for target, parts in of_target.items():
+        made = _source(model, target, parts, by_pattern)
+        found |= dict.fromkeys(made.parameters, made)
+    return found
+
+
+def _source(
+    model: PreTrainedModel,
+    target: str,
+    parts: Sequence[tuple[str, str | None]],
+    by_pattern: Mapping[str | None, Any],
+) -> Source:
+    """Of the first parameter that a converter makes of stored tensors, each matched by a pattern;
+    without a pattern of the one that has another name."""
+    names = tuple(name for name, _ in parts)
+    converter = by_pattern.get(parts[0][1])
+    if converter is None:
+        return Source(names=names, parameters=(target,), make=lambda read: {target: read(names[0])})
+    first, *others = converter.target_patterns
+
+    def make(read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+        own = deepcopy(converter)
+        for name, pattern in parts:
+            own.add_tensor(target, name, pattern, partial(read, name))
+        made = own.convert(target, model=model, config=model.config)
+        return {n: t[0] if isinstance(t, list) else t for n, t in made.items()}
+
+    every = (target, *(target.replace(first, other) for other in others))
+    return Source(names=names, parameters=every, make=make)
 
 
 def locate(source: str | Path) -> Path:

@@ -1,4 +1,5 @@
-"""The product as a PyTorch operator, `unspool::linear`: what torch.compile and autograd see.
+"""Products as PyTorch operators, `unspool::linear` and `unspool::experts`: what torch.compile and
+autograd see.
 
 A layer is named by a number: the operator's arguments are tensors and numbers, and what a layer
 holds (codes in the kernel's order) is neither. Numbers are valid in their process while the layer
@@ -26,11 +27,18 @@ class Multiplies(Protocol):
         """`[..., k]` to `[..., n]` in x's dtype."""
 
 
-_layers: weakref.WeakValueDictionary[int, Multiplies] = weakref.WeakValueDictionary()
+class Mixes(Protocol):
+    """A module of experts as the operator knows it."""
+
+    def mix(self, x: torch.Tensor, choices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """`[m, k]`, experts and what they count `[m, top]`, to `[m, k]` in x's dtype."""
+
+
+_layers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def number(layer: Multiplies) -> int:
+def number(layer: Multiplies | Mixes) -> int:
     """A number by which the operator finds the layer, as long as it lives."""
     found = next(_numbers)
     _layers[found] = layer
@@ -50,12 +58,28 @@ def is_recorded(x: torch.Tensor) -> bool:
 @torch.library.custom_op("unspool::linear", mutates_args=())
 def linear(x: torch.Tensor, layer: int, n: int) -> torch.Tensor:
     """x `[..., k]` times the transposed weight of the numbered layer: `[..., n]` in x's dtype."""
-    return _layers[layer].multiply(x)
+    found: torch.Tensor = _layers[layer].multiply(x)
+    return found
 
 
 @linear.register_fake
 def _(x: torch.Tensor, layer: int, n: int) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], n))
+
+
+@torch.library.custom_op("unspool::experts", mutates_args=())
+def experts(
+    x: torch.Tensor, choices: torch.Tensor, weights: torch.Tensor, layer: int
+) -> torch.Tensor:
+    """Every row of x `[m, k]` through the experts of the numbered module that are chosen for it,
+    summed by weights `[m, top]`: `[m, k]` in x's dtype."""
+    found: torch.Tensor = _layers[layer].mix(x, choices, weights)
+    return found
+
+
+@experts.register_fake
+def _(x: torch.Tensor, choices: torch.Tensor, weights: torch.Tensor, layer: int) -> torch.Tensor:
+    return x.new_empty(x.shape)
 
 
 def _backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -65,3 +89,4 @@ def _backward(ctx: Any, *gradients: torch.Tensor) -> Any:
 
 
 linear.register_autograd(_backward)
+experts.register_autograd(_backward)

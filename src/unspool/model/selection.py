@@ -1,4 +1,7 @@
-"""Which layers of a model are quantized: its linear layers, by name, head and routers apart."""
+"""Which layers of a model are quantized: its linear layers, by name, head and routers apart.
+
+Fused experts have layers once they are split (`model.experts`).
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,26 @@ from typing import Any
 from torch import nn
 
 from unspool.errors import ModelError, WeightError
+from unspool.model.experts import check_whole, fused_parameters, why_not
 from unspool.model.linear import QuantizedLinear
 from unspool.model.mixed import Mixed
 from unspool.spec.catalog import parse
 from unspool.spec.format import Format
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Last parts of the names of layers that choose experts. They stay as they are: a few thousand
-weights, where a small error sends a token to another expert."""
+"""Last parts of the names of layers that choose experts, or of what holds them (`router.layer`).
+They stay as they are: a few thousand weights, where a small error sends a token to another expert.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """A fused expert weight that is no linear layer and stays dense."""
+    """A fused expert weight that cannot be split into linear layers and stays dense; `why`."""
 
     name: str
     shape: tuple[int, ...]
     bytes: int
+    why: str
 
 
 def plan(
@@ -44,7 +50,8 @@ def plan(
     on the full name (`*.mlp.*`), or a regular expression searched in it (`re:layers\\.[0-3]\\.`).
     `include` keeps only layers that match one of its patterns, `exclude` drops those that match.
     `head` is the format of the output head, which otherwise stays as it is. `Mixed` formats name
-    every selected layer, and no layer that the model lacks.
+    every selected layer, and no layer that the model lacks. The experts of a projection are
+    quantized all or none.
 
     Raises ModelError where nothing is selected or a name is amiss, WeightError where a format does
     not fit a layer.
@@ -61,6 +68,7 @@ def plan(
         chosen = {name: fmt.formats[name] for name in names}
     else:
         chosen = dict.fromkeys(names, _named(fmt))
+    check_whole(chosen, linears)
     if head is not None:
         chosen[head_name(model)] = _named(head)
     if not chosen:
@@ -119,7 +127,8 @@ def linear_names(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if type(module) is nn.Linear
         and module is not head
-        and name.rpartition(".")[2] not in ("lm_head", *ROUTERS)
+        and name.rpartition(".")[2] != "lm_head"
+        and not {*name.split(".")[-2:]} & {*ROUTERS}
     ]
 
 
@@ -134,11 +143,13 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def fused_experts(model: nn.Module) -> tuple[LeftOut, ...]:
-    """Expert weights fused into one 3-D parameter, as in Qwen3-MoE: no linear layers."""
+    """Expert weights fused into one 3-D parameter that cannot be split, and why."""
     return tuple(
-        LeftOut(name=name, shape=tuple(p.shape), bytes=p.nbytes)
-        for name, p in model.named_parameters()
-        if p.ndim == 3 and "expert" in name
+        LeftOut(name=f"{name}.{own}", shape=tuple(p.shape), bytes=p.nbytes, why=reason)
+        for name, module in model.named_modules()
+        if "expert" in name and (fused := fused_parameters(module))
+        if (reason := why_not(module)) is not None
+        for own, p in fused
     )
 
 

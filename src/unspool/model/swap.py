@@ -1,4 +1,5 @@
-"""Find the linear layers of a model and replace them by quantized ones, one at a time.
+"""Find the linear layers of a model, those of fused experts too, and replace them by quantized
+ones, one at a time.
 
 Layers that read the same activation (query, key and value; gate and up; all experts) share its
 rotation by construction: the signs depend on seed, side and index alone (`spec.rotation`), so two
@@ -11,7 +12,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -23,8 +24,10 @@ from unspool.encode.ldlq import Calibration
 from unspool.encode.viterbi import Search, viterbi
 from unspool.errors import ModelError, WeightError
 from unspool.model.blocks import blocks_of
-from unspool.model.calibrate import Plan, both_streams, calibrate_block, weigh
+from unspool.model.calibrate import ERROR, Plan, both_streams, calibrate_block, weigh
+from unspool.model.coverage import Coverage, Reach, coverage
 from unspool.model.device_search import search_on
+from unspool.model.experts import settle_experts, split_experts
 from unspool.model.linear import QuantizedLinear
 from unspool.model.mixed import Mixed
 from unspool.model.progress import Progress
@@ -57,6 +60,8 @@ class LayerReport:
     seconds: float
     #: rotation and padded k: layers with the same text share the rotation of their activation
     rotation: str
+    #: that it was calibrated on; None without calibration
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,15 @@ class Report:
 
     layers: tuple[LayerReport, ...]
     left_out: tuple[LeftOut, ...]
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """Tokens that the experts were calibrated on; None without experts or calibration."""
+        return coverage(
+            Reach(name=layer.name, columns=layer.shape[1], tokens=layer.tokens)
+            for layer in self.layers
+            if layer.tokens is not None
+        )
 
     @property
     def bytes(self) -> int:
@@ -93,6 +107,7 @@ def quantize(
     importance: bool = False,
     calibration_dtype: torch.dtype = torch.float32,
     tune_blocks: int = 0,
+    unreached: str = ERROR,
     device: str | None = None,
 ) -> Report:
     """Quantizes the linear layers of a model in place; see `selection.plan` for which.
@@ -101,18 +116,17 @@ def quantize(
     notice them least (`model.calibrate`), `how` says with which effort; with `importance` tokens
     count by what the loss notices of them (`model.importance`); `calibration_dtype`, float32 or
     bfloat16, is what the text walks through the blocks in; `tune_blocks` steps then train the
-    scales of each block together (`model.tune_block`). The head is not calibrated. `device` is
-    where trellises of layers without calibration are searched (`model.device_search`).
+    scales of each block together (`model.tune_block`); `unreached`, "error" or "plain", is what
+    becomes of layers that no token reaches. The head is not calibrated. `device` is where trellises
+    of layers without calibration are searched (`model.device_search`).
 
     Raises WeightError for a weight that is not finite, before the first layer is touched, and
-    ModelError where nothing can be quantized. Fused expert weights stay dense and are named in a
-    LeftOutWarning; with `strict` they are an error.
+    ModelError where nothing can be quantized. Fused expert weights that cannot be split into layers
+    stay dense and are named in a LeftOutWarning; with `strict` they are an error.
     """
-    search = search_on(device)
-    _report_left_out(left_out := fused_experts(model), strict)
-    chosen = plan(model, fmt, include=include, exclude=exclude, head=head)
-    for name in chosen:
-        check_weight(_linear(model, name).weight, name)
+    search, left_out = search_on(device), fused_experts(model)
+    _report_left_out(left_out, strict)
+    chosen = _planned(model, partial(plan, fmt=fmt, include=include, exclude=exclude, head=head))
     if head is not None:
         untie_head(model)
     told = Told(progress, len(chosen))
@@ -120,13 +134,28 @@ def quantize(
     if calibration is not None:
         steps = Plan(
             formats=chosen, how=how or Calibration(passes=passes), threads=threads,
-            importance=importance, dtype=calibration_dtype, tune=tune_blocks,
+            importance=importance, dtype=calibration_dtype, tune=tune_blocks, unreached=unreached,
         )  # fmt: skip
         layers = apply_calibrated(model, steps, calibration, told)
         chosen = {name: fmt for name, fmt in chosen.items() if name not in told.names}
     layers += apply(model, chosen, told, passes=passes, threads=threads, search=search)
     join_siblings(model)
     return Report(layers=layers, left_out=left_out)
+
+
+def _planned(
+    model: nn.Module, select: Callable[[nn.Module], dict[str, Format]]
+) -> dict[str, Format]:
+    """What is selected and can be quantized; experts are split where they are selected."""
+    fused, chosen = split_experts(model), {}
+    try:
+        found = select(model)
+        for name in found:
+            check_weight(_linear(model, name).weight, name)
+        chosen = found
+    finally:
+        settle_experts(model, fused, chosen)
+    return chosen
 
 
 class Told:
@@ -182,7 +211,8 @@ def apply_calibrated(
     for place, prefix in enumerate(blocks.names):
         told.begin(prefix)
         for found in calibrate_block(blocks.read(place), prefix, streams, steps):
-            reports.append(_replace(model, found.name, partial(_given, found.matrix)))
+            report = _replace(model, found.name, partial(_given, found.matrix))
+            reports.append(replace(report, tokens=found.tokens))
             told.done(found.name)
             told.begin(found.name)
     return tuple(reports)
@@ -263,7 +293,7 @@ def _report_left_out(left_out: Sequence[LeftOut], strict: bool) -> None:
     names = ", ".join(weight.name for weight in left_out[:4])
     more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
     size = f"{len(left_out)} fused expert weights ({total:,} bytes)"
-    what = f"{size} are no linear layers: {names}{more}"
+    what = f"{size} cannot be split into layers, {left_out[0].why}: {names}{more}"
     if strict:
-        raise ModelError(what, allowed="models without fused experts, or strict=False")
+        raise ModelError(what, allowed="models whose experts can be split, or strict=False")
     warnings.warn(f"{what}; they stay as they are", LeftOutWarning, stacklevel=3)

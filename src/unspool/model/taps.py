@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from unspool.errors import ModelError
+from unspool.model.experts import Expert
 
 THROUGH = "<hidden states after the block>"
 """No layer's name."""
@@ -38,6 +39,14 @@ class Call:
         """The context that says so to torch."""
         rounded = self.dtype != torch.float32
         return torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounded, cache_enabled=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a layer reads, `[..., k]`; of an expert the tokens whose rows they are, ascending."""
+
+    x: torch.Tensor
+    tokens: torch.Tensor | None = None
 
 
 class _ReachedError(Exception):
@@ -126,7 +135,11 @@ class Taps:
         """Puts the hooks in place."""
         for name in self._names:
             layer = self._block.get_submodule(name)
-            self._handles.append(layer.register_forward_pre_hook(partial(self._keep, name)))
+            owner = self._block.get_submodule(name.rpartition(".")[0])
+            if isinstance(owner, Expert):
+                self._handles.append(owner.register_forward_pre_hook(self._hear))
+            keep = partial(self._keep, name, isinstance(owner, Expert))
+            self._handles.append(layer.register_forward_pre_hook(keep))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -135,39 +148,46 @@ class Taps:
             handle.remove()
         self._handles.clear()
 
-    def read(self, hidden: torch.Tensor, call: Call, place: int = 0) -> dict[str, torch.Tensor]:
-        """What each layer reads in the window at a place, `[..., k]`; ends at the last of them.
+    def read(self, hidden: torch.Tensor, call: Call, place: int = 0) -> dict[str, Read]:
+        """What each layer reads in the window at a place; ends at the last of them.
 
         Layers not reached are left out.
 
         A run `through` the block has its hidden states too, under that name.
         """
-        found: dict[str, torch.Tensor] = {}
+        found: dict[str, Read] = {}
         self._of_thread.found = found
         with self._parts.window(place):
             try:
                 after = run_block(self._block, hidden, call)
                 if self._through:
-                    found[THROUGH] = after
+                    found[THROUGH] = Read(x=after)
             except _ReachedError:
-                self._parts.keep()
+                pass
         self._of_thread.found = None
         return found
 
-    def _keep(self, name: str, layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def _hear(self, expert: nn.Module, args: tuple[Any, ...]) -> None:
+        self._of_thread.tokens = args[2]
+
+    def _keep(
+        self, name: str, of_expert: bool, layer: nn.Module, args: tuple[torch.Tensor, ...]
+    ) -> None:
         found = getattr(self._of_thread, "found", None)
         if found is None:
             return
-        found[name] = args[0]
+        if not found and not self._through:
+            self._parts.keep()  # what is behind may read what this layer gives
+        found[name] = Read(x=args[0], tokens=self._of_thread.tokens if of_expert else None)
         if len(found) == len(self._names) and not self._through:
             raise _ReachedError
 
 
-def shared(read: Mapping[str, torch.Tensor]) -> list[list[str]]:
+def shared(read: Mapping[str, Read]) -> list[list[str]]:
     """Layers in the order of their calls, those that read the same tensor together."""
     groups: list[list[str]] = []
-    for name, x in read.items():
-        same = next((group for group in groups if read[group[0]] is x), None)
+    for name, found in read.items():
+        same = next((group for group in groups if read[group[0]].x is found.x), None)
         if same is None:
             groups.append([name])
         else:

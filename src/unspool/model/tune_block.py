@@ -105,7 +105,9 @@ def _gradients(
         with torch.enable_grad():
             found = block_output(student, streams.quantized[here], streams.call)
             error = (found - wanted).square().mean() / wanted.square().mean()
-            gradients = torch.autograd.grad(error, list(moving))
+            gradients = torch.autograd.grad(
+                error, list(moving), allow_unused=True, materialize_grads=True
+            )  # zeros for experts that the window does not reach
         return float(error.detach()), gradients
 
     asked = [place for place in places if place in mine]
