@@ -12,8 +12,9 @@ import pytest
 from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.jit import OPTIONS
+from unspool.matmul.cuda.library import expansion
 from unspool.matmul.cuda.recipe import RUN_COLUMNS, TERMS, recipe
-from unspool.matmul.cuda.source import ROTATE_WARPS, prepare_kernel
+from unspool.matmul.cuda.source import ROTATE_WARPS, expand_kernel, prepare_kernel
 from unspool.perf.loop import count_loop
 from unspool.perf.machine_code import kernels
 from unspool.perf.toolchain import toolchain, why_not
@@ -107,6 +108,25 @@ def test_the_kernel_that_makes_int8_activations_does_not_spill(tools, columns):
     rounded = sum(opcode.startswith("F2I") for opcode in found.opcodes)
     assert rounded == 4 * columns // (RUN_COLUMNS * ROTATE_WARPS)  # four columns a lane and run
     assert found.spills == 0
+
+
+@pytest.mark.parametrize(("name", "machine"), [("nvfp4", "sm120"), ("int4", "sm90"), *EVERY])
+def test_the_kernels_before_a_librarys_product_do_not_spill(tools, name, machine):
+    sources = {}
+    for activations in TERMS:
+        try:
+            found = expansion(recipe(FORMATS[name], MACHINES[machine], activations))
+        except DeclarationError:
+            continue
+        prepare = prepare_kernel(
+            found.recipe, tokens=8, columns=8192, dtype="bfloat16", flat=True
+        )
+        sources |= {kernel.source: kernel for kernel in (expand_kernel(found), prepare)}
+    assert sources
+    for kernel in sources.values():
+        cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
+        made = kernels(tools.disassemble(cubin), cubin)[kernel.name]
+        assert made.spills == 0, f"{kernel.name}: {made.registers} registers"
 
 
 @pytest.mark.parametrize(("name", "machine"), [("mxfp4", "sm90"), *EVERY])

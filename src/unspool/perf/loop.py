@@ -18,8 +18,8 @@ from unspool.errors import UnspoolError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, THREADS
 from unspool.matmul.cuda.jit import OPTIONS
 from unspool.matmul.cuda.launch import tokens_of
-from unspool.matmul.cuda.recipe import SUMS, Recipe
-from unspool.matmul.cuda.source import UNROLLED_WITH_SUMS, Kernel, multiply_kernel
+from unspool.matmul.cuda.recipe import Recipe
+from unspool.matmul.cuda.source import Kernel, multiply_kernel, unrolled_steps
 from unspool.perf.count import DIGITS, count
 from unspool.perf.machine_code import PIPES, instructions_of, kernels, pipes_of
 from unspool.perf.toolchain import Toolchain
@@ -102,9 +102,9 @@ def _stage(disassembly: str, kernel: Kernel, made: Recipe) -> Counter[str]:
         raise UnspoolError("a kernel's machine code has no main loop", where=kernel.name)
     inner = min(feeding, key=lambda loop: loop[1] - loop[0])
     body = _opcodes(code, inner)
-    if made.scales != SUMS:
+    turns = made.geometry.steps // unrolled_steps(made)
+    if turns == 1:
         return body
-    turns = made.geometry.steps // UNROLLED_WITH_SUMS
     around = [loop for loop in feeding if loop[0] <= inner[0] and inner[1] <= loop[1]]
     outer = min((loop for loop in around if loop != inner), key=lambda loop: loop[1] - loop[0])
     whole = _opcodes(code, outer)

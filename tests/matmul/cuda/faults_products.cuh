@@ -47,7 +47,7 @@ UNSPOOL_KERNEL(by_warp, Given, a) {
     load_matrices(b, shared + 16 * (a.mode == 3 ? lane ^ 1 : from));
     for (int block = 0; block < 2; ++block) {
         float d[4] = {};
-        mma<Kind::f16>(d, r, b[2 * block], b[2 * block + 1]);
+        mma<Kind::f16>(d, d, r, b[2 * block], b[2 * block + 1]);
         store_d(a, first_row, 8 * block, d);
     }
 }

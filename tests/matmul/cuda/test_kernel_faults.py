@@ -141,9 +141,9 @@ WHOLE = (
 )
 
 WHOLE_BLOCKS = (
-    ("step % scale_steps == 0) clear", "step % scale_steps == FAULT) clear"),
+    ("in_parts && step % scale_steps == 0;", "in_parts && step % scale_steps == FAULT;"),
+    ("begins && q == 0", "begins && q == FAULT"),
     ("(step + 1) % scale_steps == 0", "(step + 1) % (scale_steps + FAULT) == 0"),
-    ("Part(part_start))", "Part(FAULT ? 0 : part_start))"),
     ("- as_float(start)", "- as_float(start + FAULT)"),
     ("i & 2 ? odd : even", "(i & 2) != 2 * FAULT ? odd : even"),
 )

@@ -16,6 +16,10 @@ for E8M0 wants activations with powers of two for scales as well, which are coar
 int8 is for codes whose values are small integers up to a power of two. Its sums are whole numbers,
 exact in 32 bits, and become FP32 once: the result does not depend on who summed what.
 
+MXFP4 goes by a decoder whose table moves with a block's scale (TABLE, `decode.lower_scaled`) where
+the powers of two of a row's blocks are near enough: that is for a matrix to say, so `arrange`
+refuses others, and `arrange.recipe_of` finds what fits.
+
 The terms of an activation are columns of one product: two FP8 products cost as much as one of
 binary16, and decoding to FP8 stays one instruction per register.
 """
@@ -28,10 +32,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from unspool.decode.lower import cost, lower, slots
+from unspool.decode.lower_scaled import scaled, scaled_slot, takes_scales
 from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.geometry import (
     BLOCK_ROWS,
+    ROWS,
     SLICE_BYTES,
     STAGE_COLUMNS,
     Geometry,
@@ -44,6 +50,9 @@ TERMS: Mapping[str, int] = {"float16": 1, "fp8": 1, "fp8x2": 2, "fp8x3": 3, "fp4
 """Activations by name, and columns of the product per token."""
 
 ACTIVATIONS = ("auto", *TERMS)
+
+BFLOAT16 = "bfloat16"
+"""Activations of a library's product alone (`library.py`): rounded, and scaled by nothing."""
 
 KINDS: Mapping[Slot, str] = {
     Slot(FP16): "f16",
@@ -74,9 +83,12 @@ LOOPS: Mapping[str, str] = {
 }  # fmt: skip
 """Machine -> main loop. FP8 mma.sync is emulated on sm90 and sm100 (12 conversions, 2 products)."""
 
-ROW, SUMS, REGISTERS, UNIT = "row", "sums", "registers", "unit"
+ROW, SUMS, REGISTERS, UNIT, TABLE = "row", "sums", "registers", "unit", "table"
 """Where scales are applied: to the result; to the sums of each block, in FP32; to the decoded
-binary16, for blocks that end inside a step; by the matrix unit, to FP4."""
+binary16, for blocks that end inside a step; by the matrix unit, to FP4; to the decoder's table."""
+
+OWNED = (REGISTERS, TABLE)
+"""Where a thread has whole blocks to itself: it fetches a scale once per block of a row."""
 
 UNIT_BLOCK = 16
 """Operands side by side in a slice that the matrix unit gives one scale."""
@@ -114,7 +126,7 @@ class Recipe:
     machine: Machine
     activations: str
     geometry: Geometry
-    #: ROW, SUMS or REGISTERS
+    #: ROW, SUMS, REGISTERS, UNIT or TABLE
     scales: str
 
     @property
@@ -130,14 +142,13 @@ class Recipe:
     @property
     def terms(self) -> int:
         """Columns of the product per token."""
-        return TERMS[self.activations]
+        return TERMS.get(self.activations, 1)
 
     @property
     def scale_blocks(self) -> int:
-        """Blocks of scales that a stage brings along."""
+        """Blocks of scales that a stage brings along, as they are counted in columns."""
         block = self.format.scale.block
-        outside = self.scales in (ROW, UNIT) or block is None
-        return 0 if outside or block is None else max(1, self._stage // block)
+        return 0 if self.scales == ROW or block is None else max(1, self._stage // block)
 
     @property
     def level_steps(self) -> int:
@@ -146,10 +157,32 @@ class Recipe:
         return tiles[0][1] // self.geometry.step_columns if tiles else 0
 
     @property
+    def whole_row_levels(self) -> int:
+        """Registers of a ring's table that are the same all along its rows."""
+        changing = self.level_steps or self.scales == TABLE
+        return 0 if changing else self.geometry.lowering.levels
+
+    @property
+    def stage_tables(self) -> int:
+        """Tables of a ring of rows that a stage brings along."""
+        return max(1, self.geometry.steps // self.level_steps) if self.level_steps else 0
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of a stage's tables."""
+        return self.stage_tables * (BLOCK_ROWS // ROWS) * 4 * self.geometry.lowering.levels
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a stage's scales for one row: binary16, a level, E4M3 per UNIT_BLOCK columns."""
+        if self.scales == UNIT:
+            return self._stage // UNIT_BLOCK
+        return self.scale_blocks * (1 if self.scales == TABLE else 2)
+
+    @property
     def unit_bytes(self) -> int:
-        """Stored bytes of a stage of a row block: codes, then its scales (`arrange`)."""
-        row_bytes = self._stage // UNIT_BLOCK if self.scales == UNIT else 2 * self.scale_blocks
-        return self.geometry.code_bytes + row_bytes * BLOCK_ROWS
+        """Stored bytes of a stage of a row block: codes, scales, tables (`arrange`)."""
+        return self.geometry.code_bytes + self.scale_bytes * BLOCK_ROWS + self.table_bytes
 
     @property
     def block_scaled(self) -> bool:
@@ -202,19 +235,22 @@ def check_activations(name: str) -> None:
         raise DeclarationError("no such activations on a GPU", found=name, allowed=ACTIVATIONS)
 
 
-def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
+def recipe(
+    fmt: Format, machine: Machine, activations: str = "auto", *, moved: bool = True
+) -> Recipe:
     """The cheapest way to multiply a format with such activations.
 
+    `moved`: also by tables that move with the blocks' scales, which not every matrix can have.
     Raises DeclarationError for activations that do not exist or that the machine or the format's
     values or scales do not allow.
     """
     check_activations(activations)
     reasons = {}
     for name in ("fp8x2", "float16") if activations == "auto" else (activations,):
-        found, reasons[name] = _recipe(fmt, machine, name)
+        found, reasons[name] = _recipe(fmt, machine, name, moved)
         if found is not None:
             return found
-    able = [name for name in TERMS if _recipe(fmt, machine, name)[0] is not None]
+    able = [name for name in TERMS if _recipe(fmt, machine, name, moved)[0] is not None]
     raise DeclarationError(
         f"no product of {fmt.name} on {machine.name}: {'; '.join(reasons.values())}",
         found=activations,
@@ -223,7 +259,9 @@ def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
 
 
 @functools.lru_cache(maxsize=256)
-def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | None, str]:
+def _recipe(
+    fmt: Format, machine: Machine, activations: str, moved: bool
+) -> tuple[Recipe | None, str]:
     """The recipe with exactly these activations, or the reason why there is none."""
     if activations in _NOT_BY_TCGEN05 and LOOPS[machine.name] == "tcgen05":
         return None, _NOT_BY_TCGEN05[activations]
@@ -231,14 +269,31 @@ def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | N
     able = [slot for slot in slots(fmt.code, machine) if slot in KINDS and _read(slot) == wanted]
     if not able:
         return None, f"its matrix units do not multiply the code's values as {wanted}"
+    if moved and takes_scales(fmt) and _read(scaled_slot(machine)) == wanted:
+        by_table = geometry(fmt.code, scaled(fmt.code, scaled_slot(machine)))
+        made, _ = _fitting(fmt, machine, activations, by_table, TABLE)
+        if made is not None:
+            return made, ""
     found = [geometry(fmt.code, lower(fmt.code, slot, machine)) for slot in able]
     best = min(found, key=lambda g: cost(g.lowering))
     three = LOOPS[machine.name] == "wgmma" and TERMS[activations] == 3
     if three and best.slices > SLICES_OF_THREE_TERMS:
         return None, f"three terms leave steps of {best.step_columns} columns too few registers"
+    return _fitting(fmt, machine, activations, best)
+
+
+def _fitting(
+    fmt: Format, machine: Machine, activations: str, best: Geometry, where: str = ""
+) -> tuple[Recipe | None, str]:
+    """The recipe with the longest stages of which two fit into shared memory.
+
+    `where` the scales go, if not wherever they can.
+    """
     for columns in STAGES:
         short = replace(best, most_columns=columns)
-        scales, reason = _scales_of(fmt, short, activations)
+        scales, reason = (where, "") if where else _scales_of(fmt, short, activations)
+        if scales in OWNED and not reason:
+            short, reason = _owned(fmt, short)
         if reason:
             return None, reason
         made = Recipe(
@@ -247,6 +302,15 @@ def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | N
         if made.fits:
             return made, ""
     return None, f"two stages of {columns} columns do not fit into a block's shared memory"
+
+
+def _owned(fmt: Format, made: Geometry) -> tuple[Geometry, str]:
+    """The geometry with whole blocks in one thread, and the reason where there is none."""
+    block, each = fmt.scale.block or 0, made.rings * made.tile_columns
+    together = max(1, block // each)
+    if block % each or made.steps % together:
+        return made, f"blocks of {block} columns are not whole in a thread's {made.steps} steps"
+    return replace(made, together=together), ""
 
 
 def _scales_of(fmt: Format, made: Geometry, activations: str) -> tuple[str, str]:

@@ -101,14 +101,15 @@ UNSPOOL_DEVICE void read_sums(
 
 // One step: words to operand A in tensor memory; at the end of a part, its sums to registers.
 UNSPOOL_DEVICE void decode_one(
-    const Pipeline& pipeline, const Handshake& hands, const char* stage, int step,
-    const Place& place, word memory, Decoder& mine) {
+    const Handshake& hands, const char* stage, int step, const Place& place, word memory,
+    Decoder& mine) {
     const char* scales = stage + code_bytes;
+    change_tables(mine.tables, stage, step, place);
     word words[step_words];
     Weights weights;
     load_words(stage + 4 * threads * step_words * step, place.thread, words);
     decode_step(words, mine.tables, weights);
-    if (scale_mode == in_registers) scale_step(scales, step, place, weights);
+    if (scale_mode == in_registers) scale_step(mine.tables, weights);
     const int buffer = step % 2;
     barrier_wait(hands.free + buffer, mine.round ^ 1);
     tmem_fence_after();
@@ -132,20 +133,14 @@ UNSPOOL_DEVICE void decode_all(
     for (int unit = share.first; unit < share.last;) {
         const Stretch stretch = stretch_at(unit, share, a.stages);
         clear(mine.sums);
-        if (level_steps == 0)
-            fill_levels(mine.tables, a, expert, stretch.row_block, 0, place.ring);
+        fill_levels(mine.tables, a, expert, stretch.row_block, place.ring);
 #pragma unroll 1
         for (int stage = stretch.first; stage < stretch.last; ++stage, ++unit) {
             const int slot = mine.turn.slot;
             barrier_wait(pipeline.full + slot, mine.turn.round);
 #pragma unroll unrolled_steps
-            for (int step = 0; step < steps; ++step) {
-                if (level_steps > 0 && step % level_steps == 0)
-                    fill_levels(mine.tables, a, expert, stretch.row_block,
-                                (stage * steps + step) / level_steps, place.ring);
-                decode_one(pipeline, hands, pipeline.stages + slot * stage_bytes, step, place,
-                           memory, mine);
-            }
+            for (int step = 0; step < steps; ++step)
+                decode_one(hands, pipeline.stages + slot * stage_bytes, step, place, memory, mine);
             barrier_arrive(pipeline.empty + slot);
             advance(mine.turn);
         }

@@ -1,5 +1,5 @@
-// mma.sync: a warp multiplies 16 rows by 8 columns over one slice of 32 bytes, sums in FP32;
-// of INT8 in whole numbers.
+// mma.sync: a warp multiplies 16 rows by 8 columns over one slice of 32 bytes, D = A B + C in FP32;
+// of INT8 in whole numbers. C may be D; where it is zeros no register holds it.
 #ifdef __CUDACC__
 
 namespace unspool {
@@ -20,9 +20,10 @@ UNSPOOL_DEVICE void load_matrices(word (&r)[2], const void* row) {
 }
 
 #define UNSPOOL_MMA(spelling)                                                                      \
-    asm(spelling " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+    asm(spelling " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"            \
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                                           \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),      \
+          "f"(c[2]), "f"(c[3]))
 
 // Where a machine has no such product, or only an emulation of it (FP8 on sm_90 and sm_100), this
 // must not compile: without the check it would be no instruction at all, and no error.
@@ -34,7 +35,8 @@ UNSPOOL_DEVICE constexpr bool has_mma(Kind kind, int architecture) {
 }
 
 template <Kind kind>
-UNSPOOL_DEVICE void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
+UNSPOOL_DEVICE void mma(
+    float (&d)[4], const float (&c)[4], const word (&a)[4], word b0, word b1) {
     static_assert(has_mma(kind, __CUDA_ARCH__), "mma.sync does not multiply this kind here");
     if constexpr (kind == Kind::f16)
         UNSPOOL_MMA("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32");
@@ -57,12 +59,13 @@ UNSPOOL_DEVICE void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
 
 // Sums wrap at 2**31; 2**14 a column, they reach it after 2**17 columns, more than a product has.
 template <Kind kind>
-UNSPOOL_DEVICE void mma(int (&d)[4], const word (&a)[4], word b0, word b1) {
+UNSPOOL_DEVICE void mma(int (&d)[4], const int (&c)[4], const word (&a)[4], word b0, word b1) {
     static_assert(kind == Kind::s8, "whole sums are of INT8");
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]),
+          "r"(c[2]), "r"(c[3]));
 }
 
 // FP4: 64 packed E2M1 of a row and of a column, and of either four E4M3 scales, one per 16. They come

@@ -113,13 +113,15 @@ word e2m1_of(float x, float y, float z, float w);
 void load_matrices(word (&r)[4], const void* row);
 void load_matrices(word (&r)[2], const void* row);
 template <Kind kind>
-void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
+void mma(float (&d)[4], const float (&c)[4], const word (&a)[4], word b0, word b1) {
     static_assert(kind != Kind::s8, "sums of INT8 are whole");
+    std::memmove(d, c, sizeof d);
     host::warp_mma(kind, d, a, b0, b1);
 }
 template <Kind kind>
-void mma(int (&d)[4], const word (&a)[4], word b0, word b1) {
+void mma(int (&d)[4], const int (&c)[4], const word (&a)[4], word b0, word b1) {
     static_assert(kind == Kind::s8, "whole sums are of INT8");
+    std::memmove(d, c, sizeof d);
     host::warp_mma(kind, d, a, b0, b1);
 }
 template <Kind kind>
