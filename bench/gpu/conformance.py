@@ -16,7 +16,7 @@ from gpu.board import STRUCT, Arguments
 from gpu.stage import Given, Stage
 from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower import lower, slots
-from unspool.decode.lower_scaled import LEVELS, scaled, scaled_slot, tables, takes_scales
+from unspool.decode.lower_scaled import LEVELS, scaled, scaled_slots, tables, takes_scales
 from unspool.decode.lowering import Lowering, reorder, run
 from unspool.decode.machine import Machine
 from unspool.pack.proof import MOST_BITS, expected, given, parameters, rings, wrong
@@ -77,7 +77,7 @@ def check_code(
     words, (tables, stored) = rings(code, **more), parameters(code)
     want, lowerings = expected(code, words, tables), chosen(code, machine)
     if any(takes_scales(FORMATS[name]) for name in names):
-        lowerings.append(scaled(code, scaled_slot(machine)))
+        lowerings += [scaled(code, slot) for slot in scaled_slots(machine)]
     decode = decoder(lowerings)
     for which, lowering in enumerate(lowerings):
         handed, target = given(lowering, stored), want

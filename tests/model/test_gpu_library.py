@@ -14,11 +14,11 @@ import torch
 from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError, UnspoolError
 from unspool.matmul.cuda import simulate
-from unspool.matmul.cuda.activations import quantize
+from unspool.matmul.cuda.activations import quantize, rotated_input
 from unspool.matmul.cuda.arrange import arrange
 from unspool.matmul.cuda.library import MOST_WHOLE, expanded, expansion, why_not
 from unspool.matmul.cuda.recipe import ACTIVATIONS, recipe
-from unspool.matmul.reference import decode
+from unspool.matmul.reference import decode_values
 from unspool.model import gpu_library
 from unspool.model.gpu import GpuMatrix, upload
 from unspool.model.processors import SimulatedProcessor
@@ -87,7 +87,7 @@ def test_weights_are_decoded_to_the_definition(name, target, activations, operan
     assert found.library.found.operand.name == operand
     got, want = decoded(found)
     np.testing.assert_array_equal(got, want)
-    assert np.abs(want).max() <= 2.0**15 or operand != "FP16"
+    assert np.abs(want).max() < 2.0**16 or operand != "FP16"
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_the_definition_is_the_weight_but_for_one_rounding(name):
     fmt = FORMATS[name]
     made, matrix = recipe(fmt, MACHINES["sm90"]), random_matrix(fmt, 48, 384)
     found, row_scales = expansion(made), arrange(matrix, made).row_scales[:48, None]
-    want = decode(matrix).astype(np.float64)
+    want = decode_values(matrix).astype(np.float64)
     got = expanded(matrix, row_scales[:, 0], found) * row_scales * found.factor
     # half a last place of binary16 where scales are FP16; else the FP32 of the reference alone
     half = 2.0**-11 if name == "int4" else 2.0**-24
@@ -133,10 +133,10 @@ def test_odd_sizes_are_decoded(name, target, n, k):
     ("name", "target", "activations", "step"),
     [
         ("s3-e4m3", "sm90", "fp8", 2.0**-4),
-        ("mxfp8", "sm90", "fp8", 2.0**-9),
-        ("s3-e4m3:h128", "sm90", "fp8x2", 2.0**-12),
-        ("mxfp4", "sm120", "fp8", 2.0**-12),
-        ("t2-e2m1", "sm80", "int8", None),
+        ("mxfp8", "sm90", "fp8", 2.0**-8),
+        ("s3-e4m3", "sm90", "fp8x2", 2.0**-11),
+        ("mxfp4", "sm120", "fp8", 2.0**-11),
+        ("t2-e2m1", "sm80", "int8", 2.0**-4),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -151,9 +151,9 @@ def test_activations_are_rounded_to_the_definition(name, target, activations, st
     width = want.terms.shape[2]
     np.testing.assert_array_equal(got[:, :width], want.terms[0])
     assert not got[:, width:].any()
-    if step and ":" not in name:
-        error = np.abs(got[:, :K] * want.scales[:, None] - x.float().numpy())
-        assert (error <= step * np.abs(x.float().numpy()) + 2.0**-9 * want.scales[:, None]).all()
+    exact = rotated_input(x.float().numpy(), found.library.found.recipe)
+    error, top = np.abs(got[:, :width] * want.scales[:, None] - exact), np.abs(exact).max(axis=1)
+    assert (error <= step * np.maximum(np.abs(exact), top[:, None] / 8)).all()
 
 
 @pytest.mark.parametrize(("name", "target", "activations", "operand"), QUICK)
@@ -191,7 +191,7 @@ def test_a_token_that_is_not_finite_spoils_its_own_row_alone():
         ("int4", "sm90", "fp8", "of_rows + 2 * row)", "of_rows)"),
         ("mxfp8", "sm90", "fp8", "? bf16_of(low)", "? f16_of(low)"),
         ("mxfp4", "sm90", "fp8", "0x4440 + row % 4", "0x4440"),
-        ("mxfp4", "sm90", "fp8", "scales, step / scale_steps, place", "scales, 0, place"),
+        ("mxfp4", "sm90", "fp8", "move_tables(tables, scales, step / scale_steps", "move_tables(tables, scales, 0"),
         ("lut-b", "sm90", "fp8", "stage, step / level_steps, place", "stage, 0, place"),
         ("lut-b", "sm90", "fp8", "copy_wait<0>();\n    sync_block();", "copy_wait<0>();"),
     ],

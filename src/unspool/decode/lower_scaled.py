@@ -51,9 +51,9 @@ def takes_scales(fmt: Format) -> bool:
     return plain and fmt.scale.operand is E8M0 and fmt.scale.block is not None
 
 
-def scaled_slot(machine: Machine) -> Slot:
-    """What weights with their block scales become: E5M2, or binary16 where there are no FP8 units."""
-    return Slot(E5M2) if Slot(E5M2) in machine.slots else Slot(FP16)
+def scaled_slots(machine: Machine) -> tuple[Slot, ...]:
+    """What weights with their block scales can become: E5M2 where there are FP8 units, binary16."""
+    return tuple(slot for slot in (Slot(E5M2), Slot(FP16)) if slot in machine.slots)
 
 
 def unmoved() -> tuple[int, int]:

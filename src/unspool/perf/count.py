@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower import lower, slots
-from unspool.decode.lower_scaled import scaled, scaled_slot, takes_scales
+from unspool.decode.lower_scaled import scaled, scaled_slots, takes_scales
 from unspool.decode.lowering import Lowering
 from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
@@ -72,9 +72,9 @@ def count_format(
     chosen = [(lower(fmt.code, slot, machine), False) for slot in wanted or held]
     if not chosen:
         raise DeclarationError("no slot of this target holds the values", where=fmt.name)
-    by_table = scaled_slot(machine)
-    if takes_scales(fmt) and by_table in (wanted or held):
-        chosen.append((scaled(fmt.code, by_table), True))
+    if takes_scales(fmt):
+        tables = [slot for slot in scaled_slots(machine) if slot in (wanted or held)]
+        chosen += [(scaled(fmt.code, slot), True) for slot in tables]
     counts = count([lowering for lowering, _ in chosen], machine, tools)
     return [
         Counted(

@@ -6,6 +6,7 @@
     scales per row, fp8 or fp4        E4M3, exactly                            E4M3, a scale per token
     scales per row, int8              INT8, exactly                            INT8, a scale per token
     scales per row, other names       binary16, exactly                        binary16, a power of two
+    tables that move with blocks      binary16 with the scales: exactly        binary16, a power of two
     scales of blocks, exact in it     bfloat16 with the scales: exactly        bfloat16, no scale
     scales of blocks, all others      binary16 with the scales, rounded once   binary16, a power of two
 
@@ -34,7 +35,7 @@ from unspool.decode.widen import why_not_widened, widened
 from unspool.encode.nearest import nearest
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, SLICE_BYTES, by_row
-from unspool.matmul.cuda.recipe import BFLOAT16, REGISTERS, ROW, UNIT, Recipe
+from unspool.matmul.cuda.recipe import BFLOAT16, REGISTERS, ROW, TABLE, UNIT, Recipe
 from unspool.matmul.reference import decode_operands
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
@@ -109,7 +110,7 @@ def expansion(made: Recipe) -> Expansion:
     exact = made.scales == ROW and made.activations in ("fp8", "fp4")
     if exact and not why_not_widened(made.geometry.lowering, Slot(E4M3), made.machine):
         return _expansion(made, E4M3, "fp8")
-    scaled = made.scales != ROW
+    scaled = made.scales not in (ROW, TABLE)
     if scaled and made.activations not in _KEEP_MORE and _fits_bfloat16(made.format):
         return _expansion(made, BF16, BFLOAT16, scaled=True)
     return _expansion(made, FP16, "float16", scaled=scaled)

@@ -100,7 +100,7 @@ UNSPOOL_DEVICE void multiply_step(const Weights& weights, const Tokens& tokens_o
 UNSPOOL_DEVICE void copy_to(char* shared, const char* global, int bytes, int thread) {
 #pragma unroll
     for (int at = 0; at < bytes; at += 16 * threads)
-        if (bytes % (16 * threads) == 0 || at + 16 * thread < bytes)
+        if (at + 16 * threads <= bytes || at + 16 * thread < bytes)
             copy_async(shared + at + 16 * thread, global + at + 16 * thread);
 }
 

@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from unspool.decode.lower import cost, lower, slots
-from unspool.decode.lower_scaled import scaled, scaled_slot, takes_scales
+from unspool.decode.lower_scaled import scaled, scaled_slots, takes_scales
 from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.geometry import (
@@ -269,8 +269,9 @@ def _recipe(
     able = [slot for slot in slots(fmt.code, machine) if slot in KINDS and _read(slot) == wanted]
     if not able:
         return None, f"its matrix units do not multiply the code's values as {wanted}"
-    if moved and takes_scales(fmt) and _read(scaled_slot(machine)) == wanted:
-        by_table = geometry(fmt.code, scaled(fmt.code, scaled_slot(machine)))
+    tables = [slot for slot in scaled_slots(machine) if _read(slot) == wanted]
+    if moved and takes_scales(fmt) and tables:
+        by_table = geometry(fmt.code, scaled(fmt.code, tables[0]))
         made, _ = _fitting(fmt, machine, activations, by_table, TABLE)
         if made is not None:
             return made, ""

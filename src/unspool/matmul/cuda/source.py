@@ -17,7 +17,7 @@ from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower_scaled import unmoved
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.activations import TERM_STEP, largest_of, smallest_of
-from unspool.matmul.cuda.geometry import THREADS
+from unspool.matmul.cuda.geometry import THREADS, Geometry
 from unspool.matmul.cuda.library import Expansion
 from unspool.matmul.cuda.recipe import (
     BFLOAT16,
@@ -97,7 +97,7 @@ def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Ke
     }
     text = "".join((
         *_hardware(LOOP_THREADS[made.loop]),
-        *_decoder(made, constants),
+        *_decoder(made, constants, made.geometry),
         *(_file(name) for name in ("share.cuh", "finish.cuh")),
         _wgmma(made, tokens * made.terms) if made.loop == "wgmma" else "",
         *(_file(name) for name in _LOOP_FILES[made.loop]),
@@ -164,7 +164,7 @@ def expand_kernel(found: Expansion) -> Kernel:
     }
     text = "".join((
         *_hardware(THREADS),
-        *_decoder(made, constants),
+        *_decoder(made, constants, found.stored.geometry),
         _file("expand.cuh"),
         _entry("expand", "ExpandArguments"),
     ))  # fmt: skip
@@ -240,13 +240,16 @@ def unrolled_steps(made: Recipe) -> int:
     return max(UNROLLED_WITH_SUMS, scale_steps(made))
 
 
-def _decoder(made: Recipe, constants: Mapping[str, Constant]) -> tuple[str, ...]:
-    """Constants, the emitted decoder, and from stored words to operand A."""
+def _decoder(
+    made: Recipe, constants: Mapping[str, Constant], stored: Geometry
+) -> tuple[str, ...]:
+    """Constants, the emitted decoder, and from words as they are `stored` to operand A."""
     lowering = made.geometry.lowering
     return (
         _made(constants),
         f"#define UNSPOOL_ENTRIES {int(bool(lowering.table))}\n",
         f"#define UNSPOOL_HELD {int(bool(lowering.held))}\n",
+        f"#define UNSPOOL_WORDS {', '.join(map(str, stored.words()))}\n",
         emit(lowering),
         *(_file(name) for name in ("arguments.cuh", "weights.cuh")),
     )

@@ -20,12 +20,10 @@ struct Tables {
     word scales[8];  // of a block's rows, twice each, where weights are multiplied with them
 };
 
-// Which word of a step is stored at place i: two of each ring in turn. So plain E2M1 is loaded as
-// operand A wants it, rows 2 j and 2 j + 1 of either ring; otherwise 0.19 moves per weight follow.
-constexpr int together = 2 - step_words / rings % 2;
+// Which word of a step is stored at place i (Geometry.words).
 UNSPOOL_DEVICE constexpr int word_of(int i) {
-    return i / together % rings * (step_words / rings) + i / (together * rings) * together +
-           i % together;
+    constexpr int order[] = {UNSPOOL_WORDS};
+    return order[i];
 }
 
 // Vectors of sixteen bytes, then eight and four where words are left (geometry.py).
@@ -43,7 +41,7 @@ UNSPOOL_DEVICE void load_words(const char* step, int thread, word (&words)[step_
         words[word_of(rest)] = two.x, words[word_of(rest + 1)] = two.y;
     }
     if constexpr (step_words % 2)
-        words[step_words - 1] =
+        words[word_of(step_words - 1)] =
             load_shared<word>(behind + 8 * threads * (step_words % 4 / 2) + 4 * thread);
 }
 
