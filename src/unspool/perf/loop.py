@@ -73,7 +73,8 @@ def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:
     cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
     text = tools.disassemble(cubin)
     found = kernels(text, cubin)[kernel.name]
-    body = _stage(text, kernel, made)
+    turns = made.geometry.steps // unrolled_steps(made, tile)
+    body = _stage(text, kernel, turns)
     (decoder,) = count([made.geometry.lowering], made.machine, tools)
     weights = BLOCK_ROWS * made.geometry.stage_columns / THREADS
     return LoopCount(
@@ -92,8 +93,8 @@ def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:
     )
 
 
-def _stage(disassembly: str, kernel: Kernel, made: Recipe) -> Counter[str]:
-    """Opcodes of one stage."""
+def _stage(disassembly: str, kernel: Kernel, turns: int) -> Counter[str]:
+    """Opcodes of one stage, in which the loop goes round so often."""
     code = instructions_of(disassembly, kernel.name)
     loops = [(target, last) for last, (_, target) in enumerate(code) if target is not None]
     loops = [(first, last) for first, last in loops if first <= last]
@@ -102,7 +103,6 @@ def _stage(disassembly: str, kernel: Kernel, made: Recipe) -> Counter[str]:
         raise UnspoolError("a kernel's machine code has no main loop", where=kernel.name)
     inner = min(feeding, key=lambda loop: loop[1] - loop[0])
     body = _opcodes(code, inner)
-    turns = made.geometry.steps // unrolled_steps(made)
     if turns == 1:
         return body
     around = [loop for loop in feeding if loop[0] <= inner[0] and inner[1] <= loop[1]]

@@ -61,9 +61,10 @@ OUTPUTS: Mapping[str, tuple[int, int]] = {
 PROMOTED_STAGES = 4
 """wgmma's FP8 sums keep some 14 bits; with several terms they are added in FP32 so often."""
 
-UNROLLED_WITH_SUMS = 2
-"""Steps unrolled where sums of blocks are held beside those of rows, or those of a block where it
-has more: of all steps of a stage some would spill."""
+LEAST_UNROLLED, NARROW_TILE = 2, 16
+"""Where sums of blocks are held beside those of rows, the steps of a block of scales are unrolled, at
+least two in tiles of up to 16 columns. With all of a stage mma.sync and tcgen05 take up to 250
+registers, where several blocks of threads have 168 each, and spill in wider tiles; wgmma does not."""
 
 ROTATE_WARPS = 16
 ROTATE_THREADS = 32 * ROTATE_WARPS
@@ -214,7 +215,7 @@ def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
         "block_scaled": int(made.block_scaled),
         "whole": int(made.whole),
         "scale_mode": SCALE_MODES.index(made.scales),
-        "unrolled_steps": unrolled_steps(made),
+        "unrolled_steps": unrolled_steps(made, tokens),
         "scale_block": block or 1,
         "scale_steps": scale_steps(made),
         "table_low": low,
@@ -233,11 +234,14 @@ def scale_steps(made: Recipe) -> int:
     return min(block // geometry.step_columns, geometry.steps)
 
 
-def unrolled_steps(made: Recipe) -> int:
-    """Steps of a stage that are written out one after another."""
+def unrolled_steps(made: Recipe, tokens: int) -> int:
+    """Steps of a stage that are written out one after another, for tiles of so many."""
     if made.scales != SUMS:
         return made.geometry.steps
-    return max(UNROLLED_WITH_SUMS, scale_steps(made))
+    if made.loop == "wgmma":
+        return made.geometry.steps
+    each = scale_steps(made)
+    return max(LEAST_UNROLLED, each) if tokens * made.terms <= NARROW_TILE else each
 
 
 def _decoder(
