@@ -110,13 +110,13 @@ UNSPOOL_KERNEL(by_tensor_memory, Given, a) {
     }
     if (a.mode != 12) barrier_wait(done, 0);
     if (a.mode != 13) tmem_fence_after();
-    for (int half = 0; half < 2; ++half)
-        for (int block = 0; block < 2; ++block) {
-            float d[4];
-            tmem_load_fragment(memory + (word(32 * warp + 16 * half) << 16) + 8 * block, d);
-            if (a.mode != 14) tmem_load_wait();
-            store_d(a, 32 * warp + 16 * half, 8 * block, d);
-        }
+    for (int half = 0; half < 2; ++half) {
+        float d[8];
+        tmem_load_fragments(memory + (word(32 * warp + 16 * half) << 16), d);
+        if (a.mode != 14) tmem_load_wait();
+        for (int block = 0; block < 2; ++block)
+            store_d(a, 32 * warp + 16 * half, 8 * block, d + 4 * block);
+    }
     if (a.mode == 14) tmem_load_wait();
     tmem_fence_before();
     sync_block();

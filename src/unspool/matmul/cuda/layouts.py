@@ -124,7 +124,7 @@ FRAGMENTS: Mapping[str, Fragment] = {
         registers=(_LOWER, _RIGHT),
     ),
     "load_spot": Fragment(
-        source="tcgen05 data movement shape .16x256b, .x1; row: lane of tensor memory",
+        source="tcgen05 data movement shape .16x256b, each .x1; row: lane of tensor memory",
         threads=(_PAIR, _GROUP),
         registers=(_NEXT, _LOWER),
     ),

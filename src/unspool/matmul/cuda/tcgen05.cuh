@@ -68,16 +68,22 @@ UNSPOOL_DEVICE void store_weights(const Weights& weights, word buffer, int warp)
 }
 
 UNSPOOL_DEVICE void load_sums(Sums& part, word sums, int warp) {
+    float eights[products][column_blocks / 2][8];
     tmem_fence_after();
 #pragma unroll
     for (int j = 0; j < products; ++j)
 #pragma unroll
-        for (int b = 0; b < column_blocks; ++b) {
-            float four[4];
-            tmem_load_fragment(lanes_of(sums + j / 2 * columns + 8 * b, warp, j % 2), four);
-            tmem_load_wait();
+        for (int b = 0; b < column_blocks / 2; ++b)
+            tmem_load_fragments(lanes_of(sums + j / 2 * columns + 16 * b, warp, j % 2),
+                                eights[j][b]);
+    tmem_load_wait();
 #pragma unroll
-            for (int i = 0; i < 4; ++i) part[j][4 * b + i] = four[i];
+    for (int j = 0; j < products; ++j)
+#pragma unroll
+        for (int b = 0; b < column_blocks / 2; ++b) {
+            tmem_loaded(eights[j][b]);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) part[j][8 * b + i] = eights[j][b][i];
         }
     tmem_fence_before();
 }

@@ -152,8 +152,9 @@ void tmem_allocate(word* slot, int columns);
 void tmem_release(word address, int columns);
 void tmem_store(word address, const word (&r)[4]);
 void tmem_store_wait();
-void tmem_load_fragment(word address, float (&r)[4]);
+void tmem_load_fragments(word address, float (&r)[8]);
 void tmem_load_wait();
+inline void tmem_loaded(float (&)[8]) {}
 void tmem_fence_before();
 void tmem_fence_after();
 UNSPOOL_DEVICE constexpr word product_of(Kind kind, int n);  // hardware/tensor_memory.cuh

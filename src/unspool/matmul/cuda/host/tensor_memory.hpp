@@ -15,7 +15,7 @@ struct TensorStore {
 
 struct TensorLoad {
     float* to;
-    float values[4];
+    float values[8];
 };
 
 struct TensorState {
@@ -194,18 +194,18 @@ void tmem_store_wait() {
     });
 }
 
-void tmem_load_fragment(word address, float (&r)[4]) {
+void tmem_load_fragments(word address, float (&r)[8]) {
     host::tensor_used();
     const int lane = host::first_lane(address), column = int(address & 0xFFFF);
     for (float& value : r) value = NAN;
     float* mine = r;
-    host::meet_warp("tmem_load_fragment", &mine, [&](host::Meeting& meeting) {
+    host::meet_warp("tmem_load_fragments", &mine, [&](host::Meeting& meeting) {
         const host::Actor actor = host::leader_of(meeting);
         for (const auto& [thread, given] : meeting.arrived) {
             host::TensorLoad load{*static_cast<float**>(given), {}};
-            for (int i = 0; i < 4; ++i) {
-                const auto spot = host::load_spot(thread % host::warp_lanes, i);
-                const int cell = host::cell_of(lane + spot.row, column + spot.column);
+            for (int i = 0; i < 8; ++i) {
+                const auto spot = host::load_spot(thread % host::warp_lanes, i % 4);
+                const int cell = host::cell_of(lane + spot.row, column + i / 4 * 8 + spot.column);
                 host::tensor().shadow.read(cell, actor);
                 std::memcpy(&load.values[i], &host::tensor().words[cell], 4);
             }
@@ -216,7 +216,7 @@ void tmem_load_fragment(word address, float (&r)[4]) {
 
 void tmem_load_wait() {
     for (const auto& load : host::tensor().loads[thread_index()])
-        for (int i = 0; i < 4; ++i) load.to[i] = load.values[i];
+        for (int i = 0; i < 8; ++i) load.to[i] = load.values[i];
     host::tensor().loads[thread_index()].clear();
 }
 
