@@ -16,7 +16,7 @@ from gpu.board import STRUCT, Arguments
 from gpu.stage import Given, Stage
 from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower import lower, slots
-from unspool.decode.lower_scaled import LEVELS, scaled, scaled_slots, tables, takes_scales
+from unspool.decode.lower_scaled import LEVELS, row_tables, scaled, scaled_slots, takes_scales
 from unspool.decode.lowering import Lowering, reorder, run
 from unspool.decode.machine import Machine
 from unspool.pack.proof import MOST_BITS, expected, given, parameters, rings, wrong
@@ -83,7 +83,7 @@ def check_code(
         handed, target = given(lowering, stored), want
         if lowering.name == "scaled-table":
             levels = np.linspace(LEVELS[0], LEVELS[-1], code.tile[0]).astype(int)
-            handed = tables(levels).ravel()
+            handed = row_tables(levels).ravel()
             target = np.ldexp(want, np.repeat(levels, code.tile[1]))
         ordered = reorder(lowering, words)
         registers = decode(which, ordered, handed)

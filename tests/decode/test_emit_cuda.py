@@ -14,7 +14,7 @@ import pytest
 
 from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower import cost, lower, lowerings, slots
-from unspool.decode.lower_scaled import LEVELS, scaled, tables
+from unspool.decode.lower_scaled import LEVELS, row_tables, scaled
 from unspool.decode.lowering import Lowering, reorder, run
 from unspool.decode.machine import BYTES, MACHINES, Machine, Slot
 from unspool.errors import DeclarationError
@@ -310,7 +310,7 @@ def test_block_scales_of_mxfp4_move_the_table(slot, first):
     code = FORMATS["mxfp4"].code
     lowering, words = scaled(code, slot), rings(code)
     levels = np.array(LEVELS[first : first + code.tile[0]])
-    registers = run(lowering, reorder(lowering, words), tables(levels).ravel())
+    registers = run(lowering, reorder(lowering, words), row_tables(levels).ravel())
     per_weight = np.repeat(levels, code.tile[1])
     assert_equal(values(lowering, registers), np.ldexp(expected(code, words, {}), per_weight))
 

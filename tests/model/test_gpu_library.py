@@ -1,4 +1,4 @@
-"""Weights decoded to a matrix and activations to its operands, by kernels on a CPU that plays a GPU.
+"""Weights decoded to a matrix, activations to its operands, by kernels on a CPU playing a GPU.
 
 Compiled, counted, simulated; not run on a GPU.
 """
@@ -191,7 +191,13 @@ def test_a_token_that_is_not_finite_spoils_its_own_row_alone():
         ("int4", "sm90", "fp8", "of_rows + 2 * row)", "of_rows)"),
         ("mxfp8", "sm90", "fp8", "? bf16_of(low)", "? f16_of(low)"),
         ("mxfp4", "sm90", "fp8", "0x4440 + row % 4", "0x4440"),
-        ("mxfp4", "sm90", "fp8", "move_tables(tables, scales, step / scale_steps", "move_tables(tables, scales, 0"),
+        (
+            "mxfp4",
+            "sm90",
+            "fp8",
+            "move_tables(tables, scales, step /",
+            "move_tables(tables, scales, 0 /",
+        ),
         ("lut-b", "sm90", "fp8", "stage, step / level_steps, place", "stage, 0, place"),
         ("lut-b", "sm90", "fp8", "copy_wait<0>();\n    sync_block();", "copy_wait<0>();"),
     ],

@@ -118,9 +118,7 @@ def test_the_kernels_before_a_librarys_product_do_not_spill(tools, name, machine
             found = expansion(recipe(FORMATS[name], MACHINES[machine], activations))
         except DeclarationError:
             continue
-        prepare = prepare_kernel(
-            found.recipe, tokens=8, columns=8192, dtype="bfloat16", flat=True
-        )
+        prepare = prepare_kernel(found.recipe, tokens=8, columns=8192, dtype="bfloat16", flat=True)
         sources |= {kernel.source: kernel for kernel in (expand_kernel(found), prepare)}
     assert sources
     for kernel in sources.values():

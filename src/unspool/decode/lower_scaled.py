@@ -3,10 +3,11 @@
     a row's scale   2**level            E5M2 of 0 .5 1 1.5 | 2 3 4 6 in two registers, times 2**-13
     moved table     low + level * 0x04040400, high + level * 0x04040404    (the zero stays zero)
 
-A level adds to the exponents of the eight entries, so a block costs a row two multiply-adds, and its
-weights nothing: with a block's columns in one thread, 0.06 instructions per weight. E5M2, for its
-exponents: exact while level is in LEVELS, 27 powers of two, where E4M3 has 12; what is common to a
-row goes to the row's scale. Sums of blocks stay in the matrix unit, however many tokens there are.
+A level adds to the exponents of the eight entries, so a block costs a row two multiply-adds and a
+permute, and its weights nothing: where a thread has a block's 32 columns, 0.09 instructions per
+weight. E5M2, for its exponents: exact while level is in LEVELS, 27 powers of two, where E4M3 has
+12; what is common to a row goes to the row's scale. Sums of blocks stay in the matrix unit, however
+many tokens there are.
 
 E5M2 is the upper half of a binary16: two instructions more for four weights where that is wanted.
 """
@@ -58,11 +59,11 @@ def scaled_slots(machine: Machine) -> tuple[Slot, ...]:
 
 def unmoved() -> tuple[int, int]:
     """Both registers of the table at level 0."""
-    low, high = tables(np.zeros(1, np.int64))[0]
+    low, high = row_tables(np.zeros(1, np.int64))[0]
     return int(low), int(high)
 
 
-def tables(levels: Int64[np.ndarray, " rows"]) -> UInt32[np.ndarray, "rows 2"]:
+def row_tables(levels: Int64[np.ndarray, " rows"]) -> UInt32[np.ndarray, "rows 2"]:
     """The registers (low, high) of every row's table."""
     entries = bits_of(E2M1.values()[:8], E5M2, EXPONENT).astype(np.int64)
     moved = entries + STEP * np.asarray(levels)[:, None] * (entries > 0)
@@ -91,9 +92,7 @@ def scaled(code: Code, slot: Slot) -> Lowering:
     )
 
 
-def _halves(
-    tape: Tape, registers: list[str], places: list[int]
-) -> tuple[list[str], list[int]]:
+def _halves(tape: Tape, registers: list[str], places: list[int]) -> tuple[list[str], list[int]]:
     """Four E5M2 to two registers of two binary16: even bytes, odd bytes."""
     made, of_made = [], []
     for i, register in enumerate(registers):

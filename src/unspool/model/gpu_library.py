@@ -113,4 +113,3 @@ class LibraryProduct:
     @property
     def _columns(self) -> int:
         return self.weight.stages * self.found.recipe.geometry.stage_columns
-

@@ -23,10 +23,15 @@ from unspool.errors import DeclarationError
 from unspool.perf.machine_code import PIPES, Kernel, kernels
 from unspool.perf.toolchain import Toolchain
 from unspool.spec.format import Format
+from unspool.spec.operand import E2M1
 
 FEW, MANY = 1, 3
 DIGITS = 4
 SHARED_BYTES = 48 * 1024
+
+PACKED_FP4 = Slot(E2M1)
+"""Machines with it multiply FP4 as it is stored."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Count:

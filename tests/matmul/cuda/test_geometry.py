@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unspool.decode.lower import lower, slots
-from unspool.decode.lower_scaled import tables
+from unspool.decode.lower_scaled import row_tables
 from unspool.decode.lowering import emitted, run
 from unspool.decode.machine import MACHINES, Machine
 from unspool.errors import DeclarationError, WeightError
@@ -67,15 +67,13 @@ def decoded(units: np.ndarray, made: Recipe, levels: np.ndarray) -> np.ndarray:
     return placed.reshape(blocks * BLOCK_ROWS, -1)
 
 
-@pytest.mark.parametrize(
-    "name", ["t2-e2m1", "m3-e4m3", "v1.5-e2m1", "mxfp4", "nvfp4", "t3.5-e2m3"]
-)
+@pytest.mark.parametrize("name", ["t2-e2m1", "m3-e4m3", "v1.5-e2m1", "mxfp4", "nvfp4", "t3.5-e2m3"])
 @pytest.mark.parametrize("machine", ["sm80", "sm90", "sm100"])
 def test_arranged_units_decode_to_the_matrix(name, machine):
     made = recipe(FORMATS[name], MACHINES[machine])
     matrix = random_matrix(made.format, 264, 640)
     found = arrange(matrix, made)
-    unmoved = tables(np.zeros(ROWS, np.int64)).ravel()
+    unmoved = row_tables(np.zeros(ROWS, np.int64)).ravel()
     bits = decoded(found.units, made, unmoved if made.scales == TABLE else np.zeros(0, np.uint32))
     slot = made.geometry.lowering.slot
     values = slot.operand.values()[bits >> slot.low & ((1 << slot.operand.bits) - 1)]

@@ -178,7 +178,7 @@ def _far(matrix: CodedMatrix) -> np.ndarray:
 
 
 def _block_levels(matrix: CodedMatrix) -> tuple[UInt8[np.ndarray, "rows blocks"], np.ndarray]:
-    """Levels times STEP, and the exponent of every row's level 0; WeightError where one has none."""
+    """Levels times STEP, and every row's exponent of level 0; WeightError where there is none."""
     if (far := _far(matrix)).any():
         raise WeightError(
             "the scales of a row are too far apart for its table",

@@ -2,13 +2,13 @@
 
     stored units --decode, widen--> W [rows, K]      x --rotate, scale, round--> [m, K]
 
-    weights                           W                                        x
-    scales per row, fp8 or fp4        E4M3, exactly                            E4M3, a scale per token
-    scales per row, int8              INT8, exactly                            INT8, a scale per token
-    scales per row, other names       binary16, exactly                        binary16, a power of two
-    tables that move with blocks      binary16 with the scales: exactly        binary16, a power of two
-    scales of blocks, exact in it     bfloat16 with the scales: exactly        bfloat16, no scale
-    scales of blocks, all others      binary16 with the scales, rounded once   binary16, a power of two
+    weights                          W                                       x
+    scales per row, fp8 or fp4       E4M3, exactly                           E4M3, scale per token
+    scales per row, int8             INT8, exactly                           INT8, scale per token
+    scales per row, other names      binary16, exactly                       binary16, power of two
+    tables that move with blocks     binary16 with the scales, exactly       binary16, power of two
+    scales of blocks, exact in it    bfloat16 with the scales, exactly       bfloat16, no scale
+    scales of blocks, all others     binary16 with the scales, rounded once  binary16, power of two
 
 A value times its block's scale is exact in FP32: eleven bits times eleven. bfloat16 holds it where
 the code's and the scale's bits are eight together (MX formats, NVFP4), and is then as exact as

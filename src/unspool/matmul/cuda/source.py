@@ -62,9 +62,10 @@ PROMOTED_STAGES = 4
 """wgmma's FP8 sums keep some 14 bits; with several terms they are added in FP32 so often."""
 
 LEAST_UNROLLED, NARROW_TILE = 2, 16
-"""Where sums of blocks are held beside those of rows, the steps of a block of scales are unrolled, at
-least two in tiles of up to 16 columns. With all of a stage mma.sync and tcgen05 take up to 250
-registers, where several blocks of threads have 168 each, and spill in wider tiles; wgmma does not."""
+"""Where sums of blocks are held beside those of rows, the steps of a block of scales are unrolled,
+at least two in tiles of up to 16 columns. With all of a stage mma.sync and tcgen05 take up to 250
+registers, where several blocks of threads have 168 each, and spill in wider tiles; wgmma does
+not."""
 
 ROTATE_WARPS = 16
 ROTATE_THREADS = 32 * ROTATE_WARPS
@@ -244,9 +245,7 @@ def unrolled_steps(made: Recipe, tokens: int) -> int:
     return max(LEAST_UNROLLED, each) if tokens * made.terms <= NARROW_TILE else each
 
 
-def _decoder(
-    made: Recipe, constants: Mapping[str, Constant], stored: Geometry
-) -> tuple[str, ...]:
+def _decoder(made: Recipe, constants: Mapping[str, Constant], stored: Geometry) -> tuple[str, ...]:
     """Constants, the emitted decoder, and from words as they are `stored` to operand A."""
     lowering = made.geometry.lowering
     return (
