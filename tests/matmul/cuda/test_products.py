@@ -44,6 +44,9 @@ QUICK = [
     ("v1.5-e2m1", "sm120", "fp8x3"),
     ("m2-e2m1", "sm120", "fp4"),
     ("nvfp4", "sm120", "fp4"),
+    ("mxfp4", "sm120", "fp8"),
+    ("mxfp8", "sm120", "fp8x2"),
+    ("mxfp6-e2m3", "sm120", "fp8"),
 ]
 FP4 = ("t1-e2m1", "v1.5-e2m1", "t1.5-e2m1", "t2-e2m1", "m3-e2m1", "mxfp4")
 INTEGERS = ("s2-e4m3", "s3-e4m3", "t2-e2m1", "t4-e2m3", "v1.5-e2m1", "m2-e2m1", "m3-e4m3", "int8",

@@ -4,8 +4,8 @@
     codes     [step][vector][thread][word]: a warp's load of a vector is 512 (256, 128) bytes
     scales    binary16 [block][row of the row block]; where a thread has whole blocks to itself
               [span][thread][row of its ring], binary16 or (TABLE) bytes, `lower_scaled`'s level
-              times STEP; where the matrix unit applies them E4M3
-              [two slices][thread][rows 2 j, 2 j + 1 of its ring][of 16 columns], see `_unit_blocks`
+              times STEP; where the matrix unit applies them E4M3 or E8M0
+              [eight of a row][thread][rows 2 j, 2 j + 1 of its ring][four], see `_unit_blocks`
     tables    [tile][ring][register]: of parameters per tile
     row scale float32 [row]: what multiplies the finished sum
 
@@ -29,7 +29,7 @@ from unspool.decode.machine import Machine
 from unspool.encode.rotate import signs
 from unspool.errors import WeightError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, Geometry
-from unspool.matmul.cuda.recipe import REGISTERS, ROW, TABLE, UNIT, UNIT_BLOCK, Recipe, recipe
+from unspool.matmul.cuda.recipe import REGISTERS, ROW, TABLE, UNIT, UNIT_BYTES, Recipe, recipe
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
 from unspool.spec.operand import E4M3, E8M0
@@ -149,7 +149,8 @@ def _scales(
     factor = _factors(scales, made)
     row[:stored] = tensor * emitted / factor
     if made.scales == UNIT:
-        return row.astype(np.float32), _unit_blocks(scales * factor[:, None], made, rows, columns)
+        patterns = _unit_patterns(scales * factor[:, None], made)
+        return row.astype(np.float32), _unit_blocks(patterns, made, rows, columns)
     halves = (scales * factor[:, None]).astype(np.float16)
     order = _owned if made.scales == REGISTERS else _blocks
     return row.astype(np.float32), order(halves, made, rows, columns)
@@ -194,7 +195,7 @@ def _factors(scales: np.ndarray, made: Recipe) -> np.ndarray:
     """A power of two per row that makes the most of binary16, for weights in registers as well."""
     largest = scales.max(axis=1)
     top = np.where(largest > 0, largest, 1.0)
-    if made.scales == UNIT:  # E4M3 as they are, powers of two up to its largest, 2**8
+    if made.block_scaled:  # E4M3 as they are, powers of two up to its largest, 2**8
         return np.ones_like(top) if made.format.scale.operand is E4M3 else _UNIT_TOP / top
     room = _TOP - np.ceil(np.log2(top))
     if made.scales == REGISTERS:
@@ -236,13 +237,10 @@ def _bytes(ordered: np.ndarray) -> UInt8[np.ndarray, "row_blocks stages bytes"]:
     return np.ascontiguousarray(ordered).reshape(*ordered.shape[:2], -1).view(np.uint8)
 
 
-def _unit_blocks(scales: np.ndarray, made: Recipe, rows: int, columns: int) -> np.ndarray:
-    """Bytes `[row blocks, stages, 256 x stage columns / 16]` of scales `[row, block]`.
-
-    Thread t of a quad has the scales of row 2 j + t % 2 of its ring for slice t // 2 of a pair.
-    """
-    geometry, block = made.geometry, made.format.scale.block
-    assert block is not None
+def _unit_patterns(scales: np.ndarray, made: Recipe) -> UInt8[np.ndarray, "rows blocks"]:
+    """Scales as the matrix unit reads them: E4M3 beside FP4, else E8M0, 2**-127 for all below."""
+    if not made.block_scaled:
+        return (np.frexp(scales)[1] - 1 + E8M0.bias).clip(0).astype(np.uint8)
     positive = E4M3.values()[:0x7F]
     patterns = np.searchsorted(positive, scales).clip(max=len(positive) - 1)
     if (wrong := positive[patterns] != scales).any():
@@ -252,18 +250,29 @@ def _unit_blocks(scales: np.ndarray, made: Recipe, rows: int, columns: int) -> n
             found=float(scales[wrong][0]),
             allowed="other activations: fp8x2",
         )
-    starts = np.arange(0, columns, geometry.span_columns)[:, None]
-    firsts = (starts + geometry.columns().reshape(-1, UNIT_BLOCK)[:, 0]).reshape(-1)
-    missing = max(0, int(firsts.max()) // block + 1 - patterns.shape[1])
-    padded = np.pad(patterns, ((0, rows - len(patterns)), (0, missing)))
+    return patterns.astype(np.uint8)
+
+
+def _unit_blocks(
+    patterns: UInt8[np.ndarray, "rows blocks"], made: Recipe, rows: int, columns: int
+) -> UInt8[np.ndarray, "row_blocks stages bytes"]:
+    """Eight scales of a row at a time: of two slices of FP4, of eight slices of others.
+
+    Thread t of a quad has those of row 2 j + t % 2 of its ring, the lower or upper four by t // 2.
+    """
+    geometry, block = made.geometry, made.format.scale.block
+    assert block is not None
     stages = columns // geometry.stage_columns
-    split = (
-        padded[:, firsts // block]
-        .astype(np.uint8)
-        .reshape(rows // BLOCK_ROWS, BLOCK_ROWS // ROWS, ROWS // 2, 2, stages, -1, 2, QUARTER)
-    )  # row block, ring, j, row of two | stage, pair, slice of two, 16 columns
-    ordered = np.ascontiguousarray(split.transpose(0, 4, 5, 1, 6, 3, 2, 7))
-    return ordered.reshape(rows // BLOCK_ROWS, stages, -1)
+    starts = np.arange(0, columns, geometry.span_columns)[:, None]
+    firsts = (starts + geometry.columns().reshape(-1, made.unit_columns)[:, 0]).reshape(-1)
+    missing = max(0, int(firsts.max()) // block + 1 - patterns.shape[1])
+    padded = np.pad(patterns, ((0, rows - len(patterns)), (0, missing)))[:, firsts // block]
+    by_stage = padded.reshape(rows, stages, -1)
+    whole = np.pad(by_stage, ((0, 0), (0, 0), (0, -by_stage.shape[2] % UNIT_BYTES)))
+    split = whole.reshape(
+        rows // BLOCK_ROWS, BLOCK_ROWS // ROWS, ROWS // 2, 2, stages, -1, 2, UNIT_BYTES // 2
+    )  # row block, ring, j, row of two | stage, eight, four of them, scale
+    return _bytes(split.transpose(0, 4, 5, 1, 6, 3, 2, 7))
 
 
 def _tables(

@@ -20,9 +20,13 @@ UNSPOOL_DEVICE float scale_of(const char* scales, int step, int ring, int row, c
     if (scale_mode == in_unit) {
         const int i = ring * stored_ring_words;  // its first word, as the matrix unit reads it
         const int slice = step * (rings * stored_ring_words / 2) + i / 2;
-        const int thread = place.thread / 4 * 4 + slice % 2 * 2 + row % 2;
-        const char* four = scales + 16 * (threads * (slice / 2) + thread) + row / 2 * 4;
-        return value_of_e4m3(load_shared<unsigned char>(four + i % 2 * 2 + place.t / 2));
+        const int pair = stored_four ? slice % 2 : slice / 4 % 2;
+        const int thread = place.thread / 4 * 4 + pair * 2 + row % 2;
+        const char* four = scales + 16 * (threads * (slice / (stored_four ? 2 : 8)) + thread);
+        const int byte = stored_four ? i % 2 * 2 + place.t / 2 : slice % 4;
+        const word bits = load_shared<unsigned char>(four + row / 2 * 4 + byte);
+        if (stored_four) return value_of_e4m3(bits);
+        return as_float(bits ? bits << 23 : 1 << 22);  // E8M0; the lowest is subnormal
     }
     const char* of_rows = scales + 16 * (threads * (step / scale_steps) + place.thread);
     if (scale_mode == in_sums) of_rows = scales + 512 * (step / scale_steps) + 16 * place.ring;

@@ -58,7 +58,7 @@ _TOP = 15
 """Decoded weights with the scales of blocks are less than 2**15."""
 
 _UNIT_TOP = 9
-"""Scales that the matrix unit reads are E4M3, less than 2**9; all others at most 2**15."""
+"""Scales of FP4 that the matrix unit reads are E4M3, less than 2**9; all others at most 2**15."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,8 @@ class Expansion:
         values = self.stored.format.code.operand.values()
         largest = float(np.abs(values[np.isfinite(values)]).max())
         weight = math.ceil(math.log2(largest)) + self.recipe.geometry.lowering.exponent
-        return _TOP - (_UNIT_TOP if self.stored.scales == UNIT else _TOP) - weight
+        four = self.stored.scales == UNIT and self.stored.block_scaled
+        return _TOP - (_UNIT_TOP if four else _TOP) - weight
 
     @property
     def factor(self) -> float:

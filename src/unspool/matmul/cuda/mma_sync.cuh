@@ -13,7 +13,6 @@ namespace unspool {
 // them (otherwise each is moved: 0.15 instructions per weight).
 constexpr int matrices = 2 * column_blocks;  // of a slice, 8 columns x 16 bytes each
 using Tokens = word[slices][column_blocks][2];
-constexpr int slice_pairs = steps * slices / 2;  // of a stage
 
 // LDSM takes the address of a row from every lane: lanes 0-7 and 8-15 give the halves of one
 // column block, lanes 16-31 those of the next.
@@ -37,10 +36,13 @@ UNSPOOL_DEVICE void load_tokens(const char* step, int lane, Tokens& tokens_of) {
     }
 }
 
-// Scales that the matrix unit applies to FP4: words of four, which the threads of a quad hold for
-// different slices, so that a load serves four slices of a column, or two of a row and that below it.
+// Scales that the matrix unit applies: words of four bytes, which the threads of a quad hold for
+// different slices. FP4 has four of each slice: a load serves four slices of a column, or two of a row
+// and that below it. MX has one: a load serves eight slices of both rows.
+constexpr int unit_slices = block_scaled ? 2 : 8;
+constexpr int unit_sets = (steps * slices + unit_slices - 1) / unit_slices;
 struct UnitScales {
-    word weights[slice_pairs][products], tokens[column_blocks];
+    word weights[unit_sets][products], tokens[column_blocks];
 };
 constexpr word four_ones = 0x38383838;
 
@@ -48,16 +50,16 @@ UNSPOOL_DEVICE void load_unit_scales(
     const char* of_weights, const char* of_tokens, const Place& place, UnitScales& scales) {
 #pragma unroll
     for (int b = 0; b < column_blocks; ++b)
-        scales.tokens[b] = load_shared<word>(of_tokens + 128 * b + 4 * place.lane);
+        if (block_scaled) scales.tokens[b] = load_shared<word>(of_tokens + 128 * b + 4 * place.lane);
 #pragma unroll
-    for (int pair = 0; pair < slice_pairs; ++pair) {
+    for (int set = 0; set < unit_sets; ++set) {
         Quad four = {four_ones, four_ones, four_ones, four_ones};
         if (scale_mode == in_unit)
-            four = load_shared<Quad>(of_weights + 16 * (threads * pair + place.thread));
-        scales.weights[pair][0] = four.x;
-        scales.weights[pair][1] = four.y;
-        scales.weights[pair][2] = four.z;
-        scales.weights[pair][3] = four.w;
+            four = load_shared<Quad>(of_weights + 16 * (threads * set + place.thread));
+        scales.weights[set][0] = four.x;
+        scales.weights[set][1] = four.y;
+        scales.weights[set][2] = four.z;
+        scales.weights[set][3] = four.w;
     }
 }
 
@@ -68,6 +70,8 @@ UNSPOOL_DEVICE void multiply_slice(
     if constexpr (of == Kind::mxf4nvf4)
         mma_scaled<of>(d, a, b[0], b[1], scales.weights[slice / 2][j], scales.tokens[block],
                        slice % 2, slice % 4);
+    else if constexpr (scale_mode == in_unit)
+        mma_mx<of>(d, c, a, b[0], b[1], scales.weights[slice / 8][j], slice / 4 % 2, slice % 4);
     else
         mma<of>(d, c, a, b[0], b[1]);
 }
@@ -109,7 +113,7 @@ UNSPOOL_DEVICE void multiply_stage(
     const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
     Parts part;
     UnitScales unit_scales;
-    if (block_scaled)
+    if (block_scaled || scale_mode == in_unit)
         load_unit_scales(scales, activations + operand_stage_bytes, place, unit_scales);
 #pragma unroll unrolled_steps
     for (int step = 0; step < steps; ++step) {

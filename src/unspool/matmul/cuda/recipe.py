@@ -85,13 +85,18 @@ LOOPS: Mapping[str, str] = {
 
 ROW, SUMS, REGISTERS, UNIT, TABLE = "row", "sums", "registers", "unit", "table"
 """Where scales are applied: to the result; to the sums of each block, in FP32; to the decoded
-binary16, for blocks that end inside a step; by the matrix unit, to FP4; to the decoder's table."""
+binary16, for blocks that end inside a step; by the matrix unit of sm120, to FP4 and to 8-bit
+operands with E8M0 scales; to the decoder's table."""
 
 OWNED = (REGISTERS, TABLE)
 """Where a thread has whole blocks to itself: it fetches a scale once per block of a row."""
 
 UNIT_BLOCK = 16
-"""Operands side by side in a slice that the matrix unit gives one scale."""
+"""Operands side by side in a slice of FP4 that the matrix unit gives one scale; of 8-bit operands
+all of a slice have one."""
+
+UNIT_BYTES = 8
+"""Scales of a row that the threads of a quad hold at a time: two pairs, four bytes each."""
 
 RUN_COLUMNS = 128
 """Columns of which a warp of the kernel that makes activations has all at hand."""
@@ -174,10 +179,15 @@ class Recipe:
 
     @property
     def scale_bytes(self) -> int:
-        """Bytes of a stage's scales for one row: binary16, a level, E4M3 per UNIT_BLOCK columns."""
+        """Bytes of a stage's scales for one row: binary16, a level, what the matrix unit reads."""
         if self.scales == UNIT:
-            return self._stage // UNIT_BLOCK
+            return -(-self._stage // self.unit_columns // UNIT_BYTES) * UNIT_BYTES
         return self.scale_blocks * (1 if self.scales == TABLE else 2)
+
+    @property
+    def unit_columns(self) -> int:
+        """Operands side by side that the matrix unit gives one scale."""
+        return UNIT_BLOCK if self.block_scaled else SLICE_BYTES
 
     @property
     def unit_bytes(self) -> int:
@@ -270,7 +280,7 @@ def _recipe(
     if not able:
         return None, f"its matrix units do not multiply the code's values as {wanted}"
     tables = [slot for slot in scaled_slots(machine) if _read(slot) == wanted]
-    if moved and takes_scales(fmt) and tables:
+    if moved and takes_scales(fmt) and tables and not _by_unit(fmt, machine, activations):
         by_table = geometry(fmt.code, scaled(fmt.code, tables[0]))
         made, _ = _fitting(fmt, machine, activations, by_table, TABLE)
         if made is not None:
@@ -292,7 +302,7 @@ def _fitting(
     """
     for columns in STAGES:
         short = replace(best, most_columns=columns)
-        scales, reason = (where, "") if where else _scales_of(fmt, short, activations)
+        scales, reason = (where, "") if where else _scales_of(fmt, short, machine, activations)
         if scales in OWNED and not reason:
             short, reason = _owned(fmt, short)
         if reason:
@@ -314,11 +324,30 @@ def _owned(fmt: Format, made: Geometry) -> tuple[Geometry, str]:
     return replace(made, together=together), ""
 
 
-def _scales_of(fmt: Format, made: Geometry, activations: str) -> tuple[str, str]:
+def _scales_of(
+    fmt: Format, made: Geometry, machine: Machine, activations: str
+) -> tuple[str, str]:
     """Where the scales go, and the reason where they can go nowhere."""
     if activations == "fp4":
         return _unit_scales(fmt, made)
+    if _by_unit(fmt, machine, activations) and _alike(fmt, made, SLICE_BYTES):
+        return UNIT, ""
     return _scales(fmt, made, wide=activations == "float16")
+
+
+def _by_unit(fmt: Format, machine: Machine, activations: str) -> bool:
+    """Whether a matrix unit scales 8-bit operands: by E8M0, beside FP8 activations."""
+    able = LOOPS[machine.name] == "mma_sync" and Slot(E2M1) in machine.slots
+    return able and fmt.scale.operand is E8M0 and activations not in _READ
+
+
+def _alike(fmt: Format, made: Geometry, together: int) -> bool:
+    """Whether so many operands side by side always belong to one block."""
+    block, step = fmt.scale.block or 0, made.step_columns
+    if fmt.scale.operand is None or not block:
+        return False
+    blocks = made.columns().reshape(-1, together) // math.gcd(block, step)
+    return bool((blocks == blocks[:, :1]).all())
 
 
 def _read(slot: Slot) -> str:
@@ -336,12 +365,11 @@ def _unit_scales(fmt: Format, made: Geometry) -> tuple[str, str]:
         reason = f"steps of {made.step_columns} columns are not whole in {RUN_COLUMNS}"
     if reason or where == ROW:
         return where, reason
-    block, step = fmt.scale.block, made.step_columns
     if fmt.scale.operand not in (E4M3, E8M0):
         return "", "its scales of blocks are not E4M3, as the matrix unit reads them"
-    together = made.columns().reshape(-1, UNIT_BLOCK) // math.gcd(block or step, step)
-    if (together != together[:, :1]).any():
-        return "", f"blocks of {block} columns end among {UNIT_BLOCK} operands of one scale"
+    if not _alike(fmt, made, UNIT_BLOCK):
+        reason = f"blocks of {fmt.scale.block} columns end among {UNIT_BLOCK} operands of one scale"
+        return "", reason
     return UNIT, ""
 
 

@@ -163,6 +163,7 @@ def expand_kernel(found: Expansion) -> Kernel:
         "output_bfloat": int(found.operand is BF16),
         "scale_factor": 2.0**found.shift,
         "stored_ring_words": found.stored.geometry.ring_words,
+        "stored_four": int(found.stored.block_scaled),
     }
     text = "".join((
         *_hardware(THREADS),

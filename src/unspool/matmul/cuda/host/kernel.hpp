@@ -38,8 +38,8 @@ void check_global_write(const void* at, int bytes, int alignment);
 void wait_for_copies(int pending);
 // d: sums of four bytes each, FP32 or for s8 whole numbers
 void warp_mma(Kind kind, void* d, const word* a, word b0, word b1);
-void warp_mma_scaled(
-    float* d, const word* a, word b0, word b1, word scale_a, word scale_b, int pair, int thread);
+void warp_mma_scaled(Kind kind, float* d, const word* a, word b0, word b1, word scale_a,
+                     word scale_b, int pair, int thread, int byte);
 void group_mma(Kind kind, int n, void* d, const word* a, unsigned long long b, bool adds);
 void wait_for_groups(int pending);
 void tensor_mma(
@@ -128,7 +128,14 @@ template <Kind kind>
 void mma_scaled(float (&d)[4], const word (&a)[4], word b0, word b1, word scale_a, word scale_b,
                 int pair_a, int thread_b) {
     static_assert(kind == Kind::mxf4nvf4, "no block scales here");
-    host::warp_mma_scaled(d, a, b0, b1, scale_a, scale_b, pair_a, thread_b);
+    host::warp_mma_scaled(kind, d, a, b0, b1, scale_a, scale_b, pair_a, thread_b, 0);
+}
+template <Kind kind>
+void mma_mx(float (&d)[4], const float (&c)[4], const word (&a)[4], word b0, word b1, word scale_a,
+            int pair_a, int byte_a) {
+    static_assert(kind != Kind::mxf4nvf4 && kind != Kind::s8 && kind != Kind::f16, "no E8M0 here");
+    std::memmove(d, c, sizeof d);
+    host::warp_mma_scaled(kind, d, a, b0, b1, scale_a, 0x7F7F7F7F, pair_a, 0, byte_a);
 }
 
 void wgmma_fence();

@@ -84,19 +84,33 @@ inline void warp_product(Meeting& meeting) {
 }
 
 struct ScaledProduct {
+    Kind kind;
     float* d;
     const word* a;
     word b[2];
     word scale_a, scale_b;
-    int pair_a, thread_b;
+    int pair_a, thread_b, byte;
 };
 
-constexpr int slice_scales = 4;  // of a row or column, one per 16 operands
+constexpr int slice_scales = 4;  // of a row or column of FP4, one per 16 operands; of MX one for all
 
-inline double scale_value(word four, int i) {
+inline double scale_value(Kind kind, word four, int i) {
     const word bits = four >> 8 * i & 0xFF;
+    if (kind != Kind::mxf4nvf4) {
+        if (bits == 0xFF) engine()->fail("a scale that is NaN");
+        return std::ldexp(1.0, int(bits) - 127);
+    }
     if (bits & 0x80) engine()->fail("a scale with a sign: they are E4M3 without one");
     return e4m3_values()[bits];
+}
+
+// The sum of products of two words: packed FP4, or of 8-bit operands.
+inline double scaled_word_product(Kind kind, word a, word b) {
+    if (kind != Kind::mxf4nvf4) return word_product(kind, a, b);
+    double sum = 0;
+    for (int bit = 0; bit < 32; bit += 4)
+        sum += e2m1_values()[a >> bit & 15] * e2m1_values()[b >> bit & 15];
+    return sum;
 }
 
 inline void scaled_product(Meeting& meeting) {
@@ -105,18 +119,22 @@ inline void scaled_product(Meeting& meeting) {
     const auto of = [&](int lane) -> ScaledProduct& {
         return *static_cast<ScaledProduct*>(meeting.arrived[lane].second);
     };
+    const ScaledProduct& first = of(0);
+    const bool four = first.kind == Kind::mxf4nvf4;
     for (int lane = 0; lane < warp_lanes; ++lane) {
         const ScaledProduct& mine = of(lane);
-        if (mine.pair_a != of(0).pair_a || mine.thread_b != of(0).thread_b)
+        if (mine.pair_a != first.pair_a || mine.thread_b != first.thread_b ||
+            mine.byte != first.byte)
             engine()->fail("lanes of a warp select different scales");
         for (int i = 0; i < 4; ++i) a[a_spot(lane, i).row][a_spot(lane, i).column] = mine.a[i];
         for (int i = 0; i < 2; ++i) b[b_spot(lane, i).row][b_spot(lane, i).column] = mine.b[i];
         for (int i = 0; i < slice_scales; ++i) {
             const Spot from_a = scale_a_spot(lane, i), from_b = scale_b_spot(lane, i);
+            const int byte = four ? i : mine.byte;  // of columns the first: all are one
             if (scale_a_spot_selector(lane) == mine.pair_a)
-                of_a[from_a.row][from_a.column] = scale_value(mine.scale_a, i);
+                of_a[from_a.row][from_a.column] = scale_value(mine.kind, mine.scale_a, byte);
             if (scale_b_spot_selector(lane) == mine.thread_b)
-                of_b[from_b.row][from_b.column] = scale_value(mine.scale_b, i);
+                of_b[from_b.row][from_b.column] = scale_value(mine.kind, mine.scale_b, four ? i : 0);
         }
     }
     for (int lane = 0; lane < warp_lanes; ++lane)
@@ -124,12 +142,9 @@ inline void scaled_product(Meeting& meeting) {
             const Spot spot = d_spot(lane, i);
             double total = 0;
             for (int w = 0; w < slice_words; ++w) {
-                double sum = 0;
-                for (int bit = 0; bit < 32; bit += 4)
-                    sum += e2m1_values()[a[spot.row][w] >> bit & 15] *
-                           e2m1_values()[b[spot.column][w] >> bit & 15];
                 const int block = w * slice_scales / slice_words;
-                total += sum * of_a[spot.row][block] * of_b[spot.column][block];
+                total += scaled_word_product(first.kind, a[spot.row][w], b[spot.column][w]) *
+                         of_a[spot.row][block] * of_b[spot.column][block];
             }
             of(lane).d[i] = float(of(lane).d[i] + total);
         }
@@ -171,9 +186,9 @@ void host::warp_mma(Kind kind, void* d, const word* a, word b0, word b1) {
     all.meet(all.warp_place(), "mma", host::warp_lanes, &mine, host::warp_product);
 }
 
-void host::warp_mma_scaled(
-    float* d, const word* a, word b0, word b1, word scale_a, word scale_b, int pair, int thread) {
-    host::ScaledProduct mine{d, a, {b0, b1}, scale_a, scale_b, pair, thread};
+void host::warp_mma_scaled(Kind kind, float* d, const word* a, word b0, word b1, word scale_a,
+                           word scale_b, int pair, int thread, int byte) {
+    host::ScaledProduct mine{kind, d, a, {b0, b1}, scale_a, scale_b, pair, thread, byte};
     host::Engine& all = *host::engine();
     all.meet(all.warp_place(), "mma_scaled", host::warp_lanes, &mine, host::scaled_product);
 }
