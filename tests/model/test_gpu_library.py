@@ -46,6 +46,8 @@ QUICK = [
     ("int4", "sm90", "fp8x2", "FP16"),
     ("int4", "sm80", "int8", "FP16"),
     ("nf4", "sm100", "float16", "FP16"),
+    ("mxfp6-e2m3", "sm120", "fp8", "BF16"),  # E8M0 that the matrix unit reads
+    ("mxfp8", "sm120", "fp8x3", "FP16"),
 ]
 
 
@@ -135,7 +137,7 @@ def test_odd_sizes_are_decoded(name, target, n, k):
         ("s3-e4m3", "sm90", "fp8", 2.0**-4),
         ("mxfp8", "sm90", "fp8", 2.0**-8),
         ("s3-e4m3", "sm90", "fp8x2", 2.0**-11),
-        ("mxfp4", "sm120", "fp8", 2.0**-11),
+        ("mxfp4", "sm90", "fp8", 2.0**-11),
         ("t2-e2m1", "sm80", "int8", 2.0**-4),
     ],
 )
@@ -183,9 +185,11 @@ def test_a_token_that_is_not_finite_spoils_its_own_row_alone():
 @pytest.mark.parametrize(
     ("name", "target", "activations", "right", "wrong"),
     [
-        ("nvfp4", "sm120", "fp4", "row / 2 * 4;", "row / 2 * 4 ^ 4;"),
-        ("nvfp4", "sm120", "fp4", "slice % 2 * 2 + row % 2", "slice % 2 + row % 2 * 2"),
+        ("nvfp4", "sm120", "fp4", "row / 2 * 4 + byte", "(row / 2 * 4 ^ 4) + byte"),
+        ("nvfp4", "sm120", "fp4", "pair * 2 + row % 2", "pair + row % 2 * 2"),
         ("nvfp4", "sm120", "fp4", "i % 2 * 2 + place.t / 2", "i % 2 * 2"),
+        ("mxfp6-e2m3", "sm120", "fp8", ": slice % 4;", ": 0;"),
+        ("mxfp6-e2m3", "sm120", "fp8", "bits << 23", "bits << 22"),
         ("nvfp4", "sm90", "float16", "threads * (step / scale_steps)", "threads * step"),
         ("int4", "sm90", "fp8", "512 * (step / scale_steps)", "512 * step"),
         ("int4", "sm90", "fp8", "of_rows + 2 * row)", "of_rows)"),

@@ -324,9 +324,7 @@ def _owned(fmt: Format, made: Geometry) -> tuple[Geometry, str]:
     return replace(made, together=together), ""
 
 
-def _scales_of(
-    fmt: Format, made: Geometry, machine: Machine, activations: str
-) -> tuple[str, str]:
+def _scales_of(fmt: Format, made: Geometry, machine: Machine, activations: str) -> tuple[str, str]:
     """Where the scales go, and the reason where they can go nowhere."""
     if activations == "fp4":
         return _unit_scales(fmt, made)

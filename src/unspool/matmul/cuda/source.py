@@ -155,19 +155,19 @@ def prepare_kernel(
 @functools.lru_cache(maxsize=64)
 def expand_kernel(found: Expansion) -> Kernel:
     """All weights decoded to a row-major matrix of operands, columns in the order of a span."""
-    made = found.recipe
-    lowering = made.geometry.lowering
-    shared = made.unit_bytes + 4 * len(lowering.table)
+    made, stored = found.recipe, found.stored
+    shared = stored.unit_bytes + 4 * len(made.geometry.lowering.table)
     constants = _constants(made, 8) | {
+        "unit_bytes": stored.unit_bytes,
         "scales_weights": int(found.scaled),
         "output_bfloat": int(found.operand is BF16),
         "scale_factor": 2.0**found.shift,
-        "stored_ring_words": found.stored.geometry.ring_words,
-        "stored_four": int(found.stored.block_scaled),
+        "stored_ring_words": stored.geometry.ring_words,
+        "stored_four": int(stored.block_scaled),
     }
     text = "".join((
         *_hardware(THREADS),
-        *_decoder(made, constants, found.stored.geometry),
+        *_decoder(made, constants, stored.geometry),
         _file("expand.cuh"),
         _entry("expand", "ExpandArguments"),
     ))  # fmt: skip
