@@ -86,6 +86,37 @@ def test_int8_loops_take_little_beside_decoding(tools, name, machine):
     assert found.opcodes[product] == count
 
 
+@pytest.mark.parametrize(
+    ("name", "machine", "activations", "most"),
+    [
+        ("mxfp4", "sm90", "fp8", 0.38),
+        ("lut-b", "sm90", "fp8", 0.28),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("mxfp4", "sm80", "float16", 0.67),
+                ("mxfp4", "sm100", "fp8", 0.39),
+                ("mxfp4", "sm120", "fp8", 0.44),
+                ("mxfp6-e2m3", "sm120", "fp8", 0.47),
+                ("mxfp8", "sm90", "fp8", 0.94),
+                ("mxfp8", "sm120", "fp8", 0.58),
+                ("int4", "sm90", "fp8", 0.43),
+                ("int4", "sm100", "fp8", 0.51),
+                ("lut-b", "sm100", "fp8", 0.32),
+                ("nf4", "sm90", "float16", 0.65),
+                ("nvfp4", "sm90", "float16", 0.99),
+            )
+        ),
+    ],
+)
+def test_loops_of_formats_with_blocks_take_what_the_page_says(
+    tools, name, machine, activations, most
+):
+    found = count_loop(recipe(FORMATS[name], MACHINES[machine], activations), 16, tools)
+    assert 0 < found.beside <= most, f"{found.total} with decoding at {found.decode}"
+    assert (found.spills, found.traps) == (0, ())
+
+
 @pytest.mark.parametrize("columns", [4096, pytest.param(49152, marks=pytest.mark.slow)])
 def test_the_kernel_that_makes_fp4_activations_does_not_spill(tools, columns):
     made = recipe(FORMATS["m2-e2m1"], MACHINES["sm120"], "fp4")
