@@ -84,6 +84,7 @@ def upload(
 ) -> GpuMatrix:
     """A coded matrix in a GPU's memory.
 
+    `library_rows`: rows from which on products are the library's; None: never.
     Raises DeclarationError for activations that the format or the GPU has not.
     """
     made = recipe_of((matrix,), processor.machine, activations)
