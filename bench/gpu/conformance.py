@@ -16,13 +16,12 @@ from gpu.board import STRUCT, Arguments
 from gpu.stage import Given, Stage
 from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower import lower, slots
-from unspool.decode.lower_scaled import LEVELS, scaled, takes_scales
+from unspool.decode.lower_scaled import LEVELS, row_tables, scaled, scaled_slots, takes_scales
 from unspool.decode.lowering import Lowering, reorder, run
-from unspool.decode.machine import Machine, Slot
+from unspool.decode.machine import Machine
 from unspool.pack.proof import MOST_BITS, expected, given, parameters, rings, wrong
 from unspool.spec.catalog import FORMATS
 from unspool.spec.code import Code
-from unspool.spec.operand import E2M1, E4M3
 
 if TYPE_CHECKING:
     from gpu.board import Board
@@ -77,15 +76,14 @@ def check_code(
     more = {} if code.state_bits <= MOST_BITS else {"random_rings": MANY_RINGS}
     words, (tables, stored) = rings(code, **more), parameters(code)
     want, lowerings = expected(code, words, tables), chosen(code, machine)
-    moved = Slot(E2M1) not in machine.slots and Slot(E4M3) in machine.slots
-    if moved and any(takes_scales(FORMATS[name]) for name in names):
-        lowerings.append(scaled(code))
+    if any(takes_scales(FORMATS[name]) for name in names):
+        lowerings += [scaled(code, slot) for slot in scaled_slots(machine)]
     decode = decoder(lowerings)
     for which, lowering in enumerate(lowerings):
         handed, target = given(lowering, stored), want
         if lowering.name == "scaled-table":
-            levels = np.resize(np.array(LEVELS), code.tile[0])
-            handed = levels.astype(np.int32).view(np.uint32)
+            levels = np.linspace(LEVELS[0], LEVELS[-1], code.tile[0]).astype(int)
+            handed = row_tables(levels).ravel()
             target = np.ldexp(want, np.repeat(levels, code.tile[1]))
         ordered = reorder(lowering, words)
         registers = decode(which, ordered, handed)

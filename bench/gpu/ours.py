@@ -19,11 +19,13 @@ from unspool.decode.machine import Machine
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.activations import quantize
 from unspool.matmul.cuda.arrange import Arranged, arrange
+from unspool.matmul.cuda.library import expanded, expansion
 from unspool.matmul.cuda.recipe import Recipe, recipe
 from unspool.matmul.reference import decode_values
 from unspool.pack.matrix import CodedMatrix
 from unspool.pack.random import random_matrix
 from unspool.spec.catalog import FORMATS
+from unspool.spec.operand import E4M3
 
 if TYPE_CHECKING:
     from gpu.board import Board
@@ -57,6 +59,7 @@ class CodedProduct:
         played = board.device == "cpu"
         processor = SimulatedProcessor(board.machine.name) if played else CudaProcessor()
         self._block, arranged = _weights(self._made, shape)
+        self._row_scales = arranged.row_scales
         self._down = shape[0] // self._block.shape[0]
         first = GpuMatrix(arranged, processor)
         self.nbytes = first.nbytes
@@ -79,21 +82,46 @@ class CodedProduct:
         given = self._torch.from_numpy(x.copy()).to(self._device)
         return np.asarray(self._copies[0].multiply(given).cpu().numpy())
 
-    def expected(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rounded activations times the decoded weights, and how far sums may be off."""
-        rounded = quantize(x, self._made).values
-        width = self._values.shape[1]
-        rounded = rounded[:, : len(rounded[0]) // width * width].reshape(len(x), -1, width)
-        sums = rounded.sum(axis=1) @ self._values.T
-        magnitude = np.abs(rounded).sum(axis=1) @ np.abs(self._values).T
-        single = 4 * (x.shape[1] / 16 + 8) * 2.0**-24
+    def expected(self, x: np.ndarray, batch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The rounded activations times the decoded weights, and how far sums may be off.
+
+        In a batch as large as that, by the library where it is the library's.
+        """
+        if self._copies[0].by_library(max(batch, len(x))):
+            return self._expected_of_library(x)
         narrow = self._made.loop == "wgmma" and self._made.kind not in ("f16", "s8")
-        bound = magnitude * (_EIGHT_BIT_SUMS if narrow else single)
-        return np.tile(sums, self._down), np.tile(bound, self._down)
+        single = 4 * (x.shape[1] / 16 + 8) * 2.0**-24
+        bound = _EIGHT_BIT_SUMS if narrow else single
+        return self._product(quantize(x, self._made).values, self._values, bound)
+
+    def _expected_of_library(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = expansion(self._made)
+        scales = self._row_scales[: len(self._library_values)].astype(np.float64) * found.factor
+        values = self._library_values * scales[:, None]
+        eight = found.operand is E4M3
+        single = (x.shape[1] + 8) * 2.0**-24  # FP32 sums in any order
+        bound = _EIGHT_BIT_SUMS if eight else single
+        sums, allowed = self._product(quantize(x, found.recipe).values, values, bound)
+        return sums, allowed + eight * 2.0**-8 * np.abs(sums)  # it comes as bfloat16
+
+    def _product(
+        self, rounded: np.ndarray, values: np.ndarray, bound: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """With the whole matrix, which repeats these values; bound: of the sum of magnitudes."""
+        rows, width = values.shape
+        rows = min(rows, self._block.shape[0])
+        parts = rounded[:, : len(rounded[0]) // width * width].reshape(len(rounded), -1, width)
+        sums = parts.sum(axis=1) @ values[:rows].T
+        magnitude = np.abs(parts).sum(axis=1) @ np.abs(values[:rows]).T
+        return np.tile(sums, self._down), np.tile(magnitude * bound, self._down)
 
     @cached_property
     def _values(self) -> np.ndarray:
-        return decode_values(self._block).astype(np.float64)[: self._block.shape[0]]
+        return decode_values(self._block).astype(np.float64)
+
+    @cached_property
+    def _library_values(self) -> np.ndarray:
+        return expanded(self._block, self._row_scales, expansion(self._made))
 
 
 def _recipe(name: str, machine: Machine, activations: str) -> Recipe:
@@ -115,13 +143,12 @@ def _weights(made: Recipe, shape: tuple[int, int]) -> tuple[CodedMatrix, Arrange
     if not repeats:
         return block, one
     down, across = shape[0] // REPEATED, shape[1] // REPEATED
-    tables = across if made.level_steps else 1
     whole = Arranged(
         recipe=made,
         shape=shape,
         units=np.tile(one.units, (down, across, 1)),
         row_scales=np.tile(one.row_scales, down),
-        levels=np.tile(one.levels, (down, tables, 1, 1)),
+        levels=np.tile(one.levels, (down, 1, 1)),
     )
     return block, whole
 
@@ -129,6 +156,7 @@ def _weights(made: Recipe, shape: tuple[int, int]) -> tuple[CodedMatrix, Arrange
 def _clone(matrix: Any) -> Any:
     """Another instance of the weight in memory; the rest is shared."""
     other = copy.copy(matrix)
+    other.__dict__.pop("library", None)  # of the other's codes
     other.units = matrix.units.clone()
     return other
 

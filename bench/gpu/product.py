@@ -37,8 +37,11 @@ class Product(Protocol):
     def result(self, x: np.ndarray) -> np.ndarray:
         """The product of x `[m, k]` (float32, exact in bfloat16) with copy 0, float32 `[m, n]`."""
 
-    def expected(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What it has to be, float64 `[m, n]`, and how far every element may be from that."""
+    def expected(self, x: np.ndarray, batch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """What it has to be, float64 `[m, n]`, and how far every element may be from that.
+
+        `batch`: how many rows are multiplied of which these are some.
+        """
 
 
 Maker = Callable[["Board", int, int, int], Product]

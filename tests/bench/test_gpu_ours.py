@@ -62,6 +62,19 @@ def test_every_check_of_the_run_holds_for_our_products(coded, check, rows, machi
     assert measured["relative_error"] < 0.001
 
 
+@pytest.mark.parametrize(("machine", "rounded"), [("sm90", "fp8"), ("sm120", "fp4")])
+def test_many_rows_are_checked_as_the_librarys(coded, check, rows, monkeypatch, machine, rounded):
+    from gpu import correctness
+
+    monkeypatch.setattr(correctness, "FUSED_ROWS", 8)
+    product = coded(machine, rounded)
+    product._copies[0].library_rows = 12
+    measured = check(product, rows(12), None)
+    assert measured == measured | {"wrong": 0, "repeatable": True}
+    product._copies[0].library.row_scales[0, 7] *= 1.02
+    assert check(product, rows(12), None)["wrong"] > 0
+
+
 def test_a_wrong_scale_is_out_of_bounds(coded, check, rows):
     product = coded("sm90")
     product._copies[0].row_scales.view(torch.float32)[7] *= 1.01

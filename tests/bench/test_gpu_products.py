@@ -46,8 +46,9 @@ class Exact:
             product[0, 0] += np.float32(1e-6 * len(self.calls) * abs(product[0, 0]))
         return product
 
-    def expected(self, x: np.ndarray):
+    def expected(self, x: np.ndarray, batch: int = 0):
         want = x.astype(np.float64) @ self.weight.astype(np.float64).T
+        want += self._fault == "batch" and batch == 8192
         size = np.abs(x).astype(np.float64) @ np.abs(self.weight).T
         return want, size * 2.0**-18
 
@@ -79,6 +80,19 @@ def test_a_right_product_passes(checked):
     assert found.wrong == []
     assert [row["m"] for row in found.rows] == [1, 2, 3, 7, 8, 16, 17, 32, 64, 100, 256]
     assert max(row["relative_error"] for row in found.rows) < 1e-6
+
+
+def test_of_many_rows_some_are_compared_as_rows_of_many(board_of, given_of, monkeypatch):
+    from gpu import correctness
+
+    monkeypatch.setattr(correctness, "SHAPES", ((24, 40),))
+    monkeypatch.setattr(correctness, "MANY_SHAPE", (24, 40))
+    for fault, wrong in (("", 0), ("batch", 32 * 24)):
+        given = given_of(board_of())
+        correctness.check(given, [entrant(fault)])
+        last = given.findings.rows[-1]
+        assert (last["m"], last["wrong"]) == (8192, wrong)
+        assert [found[:13] for found in given.findings.wrong] == ["exact 24x40 m"] * bool(wrong)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower import cost, lower, lowerings, slots
-from unspool.decode.lower_scaled import LEVELS, scaled
+from unspool.decode.lower_scaled import LEVELS, row_tables, scaled
 from unspool.decode.lowering import Lowering, reorder, run
 from unspool.decode.machine import BYTES, MACHINES, Machine, Slot
 from unspool.errors import DeclarationError
@@ -342,11 +342,13 @@ def test_the_source_has_no_words_but_its_own():
     assert words - known - numbered - mine <= {"constexpr", "const", "void", "int", "namespace"}
 
 
-def test_block_scales_of_mxfp4_move_the_table():
+@pytest.mark.parametrize("slot", [Slot(E5M2), Slot(FP16)])
+@pytest.mark.parametrize("first", [0, 8, 16, 19])
+def test_block_scales_of_mxfp4_move_the_table(slot, first):
     code = FORMATS["mxfp4"].code
-    lowering, words = scaled(code), rings(code)
-    levels = np.resize(np.array(LEVELS), code.tile[0])
-    registers = run(lowering, reorder(lowering, words), levels.astype(np.int32).view(np.uint32))
+    lowering, words = scaled(code, slot), rings(code)
+    levels = np.array(LEVELS[first : first + code.tile[0]])
+    registers = run(lowering, reorder(lowering, words), row_tables(levels).ravel())
     per_weight = np.repeat(levels, code.tile[1])
     assert_equal(values(lowering, registers), np.ldexp(expected(code, words, {}), per_weight))
 

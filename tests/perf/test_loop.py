@@ -12,8 +12,14 @@ import pytest
 from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.jit import OPTIONS
+from unspool.matmul.cuda.library import expansion
 from unspool.matmul.cuda.recipe import RUN_COLUMNS, TERMS, recipe
-from unspool.matmul.cuda.source import ROTATE_WARPS, multiply_kernel, prepare_kernel
+from unspool.matmul.cuda.source import (
+    ROTATE_WARPS,
+    expand_kernel,
+    multiply_kernel,
+    prepare_kernel,
+)
 from unspool.perf.loop import count_loop
 from unspool.perf.machine_code import kernels
 from unspool.perf.toolchain import toolchain, why_not
@@ -102,6 +108,37 @@ def test_int8_loops_take_little_beside_decoding(tools, name, machine):
     assert found.opcodes[product] == count
 
 
+@pytest.mark.parametrize(
+    ("name", "machine", "activations", "most"),
+    [
+        ("mxfp4", "sm90", "fp8", 0.38),
+        ("lut-b", "sm90", "fp8", 0.28),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("mxfp4", "sm80", "float16", 0.67),
+                ("mxfp4", "sm100", "fp8", 0.39),
+                ("mxfp4", "sm120", "fp8", 0.44),
+                ("mxfp6-e2m3", "sm120", "fp8", 0.47),
+                ("mxfp8", "sm90", "fp8", 0.94),
+                ("mxfp8", "sm120", "fp8", 0.58),
+                ("int4", "sm90", "fp8", 0.43),
+                ("int4", "sm100", "fp8", 0.51),
+                ("lut-b", "sm100", "fp8", 0.32),
+                ("nf4", "sm90", "float16", 0.65),
+                ("nvfp4", "sm90", "float16", 0.99),
+            )
+        ),
+    ],
+)
+def test_loops_of_formats_with_blocks_take_what_the_page_says(
+    tools, name, machine, activations, most
+):
+    found = count_loop(recipe(FORMATS[name], MACHINES[machine], activations), 16, tools)
+    assert 0 < found.beside <= most, f"{found.total} with decoding at {found.decode}"
+    assert (found.spills, found.traps) == (0, ())
+
+
 @pytest.mark.parametrize("columns", [4096, pytest.param(49152, marks=pytest.mark.slow)])
 def test_the_kernel_that_makes_fp4_activations_does_not_spill(tools, columns):
     made = recipe(FORMATS["m2-e2m1"], MACHINES["sm120"], "fp4")
@@ -124,6 +161,23 @@ def test_the_kernel_that_makes_int8_activations_does_not_spill(tools, columns):
     rounded = sum(opcode.startswith("F2I") for opcode in found.opcodes)
     assert rounded == 4 * columns // (RUN_COLUMNS * ROTATE_WARPS)  # four columns a lane and run
     assert found.spills == 0
+
+
+@pytest.mark.parametrize(("name", "machine"), [("nvfp4", "sm120"), ("int4", "sm90"), *EVERY])
+def test_the_kernels_before_a_librarys_product_do_not_spill(tools, name, machine):
+    sources = {}
+    for activations in TERMS:
+        try:
+            found = expansion(recipe(FORMATS[name], MACHINES[machine], activations))
+        except DeclarationError:
+            continue
+        prepare = prepare_kernel(found.recipe, tokens=8, columns=8192, dtype="bfloat16", flat=True)
+        sources |= {kernel.source: kernel for kernel in (expand_kernel(found), prepare)}
+    assert sources
+    for kernel in sources.values():
+        cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
+        made = kernels(tools.disassemble(cubin), cubin)[kernel.name]
+        assert made.spills == 0, f"{kernel.name}: {made.registers} registers"
 
 
 @pytest.mark.parametrize(("name", "machine"), [("mxfp4", "sm90"), *EVERY])

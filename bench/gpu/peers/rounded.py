@@ -60,8 +60,9 @@ class RoundedProduct:
         given = self._torch.from_numpy(x.copy()).to(self._device, self._dtype)
         return self._products[0](given).float().cpu().numpy()
 
-    def expected(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """With the weight before it was rounded: no bound for any one element."""
+    def expected(self, x: np.ndarray, batch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """With the weight before it was rounded: no bound for any one element, in any batch."""
+        del batch
         want = (
             (self._torch.from_numpy(x.copy()).to(self._device).double() @ self._weight.double().t())
             .cpu()

@@ -6,7 +6,7 @@
 Kernels are compiled (or read from the cache) at the first product of a size: call `warm_up` before
 a CUDA graph is captured. Products of the same tokens have the same bits in any batch of the fused
 kernels; from LIBRARY_ROWS rows on weights are decoded once and multiplied by the vendor's GEMM,
-whose sums are its own (`library_rows=None` turns that off).
+whose sums are its own (`library_rows=None` turns that off): `gpu_library`.
 
 Compiled, counted, simulated; not run on a GPU.
 """
@@ -26,12 +26,11 @@ from unspool.decode.machine import Machine
 from unspool.encode.rotate import signs
 from unspool.errors import ModelError
 from unspool.matmul.cuda import launch
-from unspool.matmul.cuda.arrange import Arranged, arrange, sign_words
-from unspool.matmul.cuda.launch import ActivationArguments, Arguments, ExpandArguments, Plan
-from unspool.matmul.cuda.recipe import recipe
-from unspool.matmul.cuda.source import Kernel, expand_kernel, multiply_kernel, prepare_kernel
-from unspool.model import gpu_library
-from unspool.model.gpu_library import LIBRARY_ROWS
+from unspool.matmul.cuda.arrange import Arranged, arrange, recipe_of, sign_words
+from unspool.matmul.cuda.launch import ActivationArguments, Arguments, Plan
+from unspool.matmul.cuda.library import LIBRARY_ROWS, expansion, why_not
+from unspool.matmul.cuda.source import Kernel, multiply_kernel, prepare_kernel
+from unspool.model.gpu_library import LibraryProduct
 from unspool.model.routing import Tiles
 from unspool.pack.matrix import CodedMatrix
 
@@ -85,9 +84,10 @@ def upload(
 ) -> GpuMatrix:
     """A coded matrix in a GPU's memory.
 
+    `library_rows`: rows from which on products are the library's; None: never.
     Raises DeclarationError for activations that the format or the GPU has not.
     """
-    made = recipe(matrix.format, processor.machine, activations)
+    made = recipe_of((matrix,), processor.machine, activations)
     return GpuMatrix(arrange(matrix, made), processor, library_rows=library_rows)
 
 
@@ -99,7 +99,6 @@ class GpuWeights:
         self.made, self.shape = arranged.recipe, arranged.shape
         self.processor = processor
         self.row_blocks, self.stages = arranged.row_blocks, arranged.stages
-        self.across = arranged.levels.shape[1]
         fmt = self.made.format
         self.rows, self.columns = fmt.padded(*self.shape)
         put = functools.partial(_put, device=processor.device)
@@ -162,9 +161,8 @@ class GpuWeights:
             memory |= {"experts": routed.experts, "targets": routed.targets}
         m, n = output.shape
         arguments = Arguments(
-            **_addresses(memory), m=m, n=n, row_blocks=self.row_blocks, stages=self.stages,
-            across=self.across,
-        )  # fmt: skip
+            **_addresses(memory), m=m, n=n, row_blocks=self.row_blocks, stages=self.stages
+        )
         run(found.multiply, (planned.blocks, planned.tiles), arguments, memory)
         return self._rotated_back(output)[:, : self.shape[0]]
 
@@ -226,62 +224,36 @@ class GpuMatrix(GpuWeights):
 
     def warm_up(self, rows: Sequence[int], dtype: torch.dtype) -> None:
         """Compiles the kernels of products of so many rows on the current stream."""
-        found = [self._for(m, dtype) for m in rows]
-        self.processor.ready([kernel for each in found for kernel in (each.prepare, each.multiply)])
+        kernels: list[Kernel] = []
+        for m in rows:
+            if self.by_library(m):
+                kernels += self.library.kernels(dtype)
+            else:
+                found = self._for(m, dtype)
+                kernels += [found.prepare, found.multiply]
+        self.processor.ready(kernels)
+
+    def by_library(self, m: int) -> bool:
+        """Whether products of so many rows are the library's."""
+        asked = self.library_rows is not None and m >= self.library_rows
+        return asked and not why_not(self.made, self.columns)
+
+    @functools.cached_property
+    def library(self) -> LibraryProduct:
+        """Products by the library; DeclarationError where there are none."""
+        return LibraryProduct(self, expansion(self.made))
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """x `[..., k]` to `[..., n]` in x's dtype; raises ModelError for what does not fit."""
         n, flat = self.shape[0], self._rows(x)
         if not len(flat):
             return x.new_empty((*x.shape[:-1], n))
-        library = self.library_rows is not None and len(flat) >= self.library_rows
-        if library and not gpu_library.why_not(self.made, self.columns):
-            out = self._rotated_back(self._by_library(flat))[:, :n]
+        if self.by_library(len(flat)):
+            out = self._rotated_back(self.library.multiply(flat))[:, :n]
         else:
             output = x.new_empty((len(flat), self._output_rows))
             out = self._fused(flat, output, self._for(len(flat), x.dtype))
         return out.reshape(*x.shape[:-1], n).contiguous()
-
-    def _by_library(self, x: torch.Tensor) -> torch.Tensor:
-        """`[m, k]` to `[m, rows]` with the weights decoded to memory."""
-        made = self.made
-        nbytes = gpu_library.expanded_bytes(made, self.row_blocks, self.stages)
-        operands = torch.empty(nbytes, dtype=torch.uint8, device=x.device)
-        memory = {"weights": self.units, "levels": self.levels, "output": operands}
-        given = ExpandArguments(
-            **_addresses(memory), row_blocks=self.row_blocks, stages=self.stages,
-            across=self.across,
-        )  # fmt: skip
-        self.processor.run(self._expanding, (self.row_blocks * self.stages, 1), given, memory)
-        rotated = self._rotated(x)[:, self._order]
-        scales = self.row_scales.view(torch.float32)
-        operands = operands.view(len(scales), -1)
-        return gpu_library.multiply(operands, rotated, scales, made)[:, : self.rows].to(x.dtype)
-
-    def _rotated(self, x: torch.Tensor) -> torch.Tensor:
-        """Rows in the coordinates of the stored weights, zeros up to whole stages."""
-        columns = self.stages * self.made.geometry.stage_columns
-        rows = torch.nn.functional.pad(x.float(), (0, columns - x.shape[1]))
-        size = self.made.format.rotation.input_size
-        if size:
-            flips = torch.nn.functional.pad(self._input_signs, (0, columns - self.columns))
-            parts = (rows * flips).reshape(len(x), -1, size)
-            rows = (parts @ _hadamard(size, x.device)).reshape(len(x), -1)
-        return rows
-
-    @functools.cached_property
-    def _order(self) -> torch.Tensor:
-        order = gpu_library.column_order(self.made, self.stages)
-        return torch.from_numpy(order).to(self.processor.device)
-
-    @functools.cached_property
-    def _input_signs(self) -> torch.Tensor:
-        flips = signs(self.columns, self.made.format.rotation.seed, "in").astype(np.float32)
-        return torch.from_numpy(flips).to(self.processor.device)
-
-    @functools.cached_property
-    def _expanding(self) -> Kernel:
-        return expand_kernel(self.made)
 
 
 def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -17,8 +17,7 @@ import torch
 
 from unspool.errors import ModelError
 from unspool.matmul.cuda import launch
-from unspool.matmul.cuda.arrange import arrange
-from unspool.matmul.cuda.recipe import recipe
+from unspool.matmul.cuda.arrange import arrange, recipe_of
 from unspool.matmul.cuda.routing import most_tiles
 from unspool.model.gpu import GpuWeights, Launches, Processor
 from unspool.model.routing import route
@@ -38,7 +37,7 @@ class GpuExperts(GpuWeights):
                 "experts of one launch have one format and one shape",
                 found=sorted(map(str, kinds)) or "no expert",
             )
-        made = recipe(matrices[0].format, processor.machine, activations)
+        made = recipe_of(matrices, processor.machine, activations)
         every = [arrange(matrix, made) for matrix in matrices]
         self.experts = len(every)
         whole = replace(

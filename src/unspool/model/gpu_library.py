@@ -1,105 +1,115 @@
-"""Many rows on a GPU: weights decoded once to operands, and the vendor's GEMM.
+"""Many rows on a GPU: weights decoded once to a matrix, and the vendor's GEMM.
 
-    codes --unspool_expand--> W [rows, K], 8 bits or binary16   x --rotate, scale, round--> [m, K]
-    fp8               torch._scaled_mm, scales per row on both sides
-    fp8x2, fp8x3, float16    both sides in binary16 (E4M3 is exact in it), FP32 sums, scales after
-    int8              torch._int_mm, whole sums, scales after
+    codes --unspool_expand--> W [rows, K]        x --unspool_prepare--> [m, K] and a scale per token
+    E4M3                   torch._scaled_mm, scales per row on both sides, bfloat16 out
+    bfloat16, binary16     torch.mm, FP32 sums and out; scales after
+    INT8                   torch._int_mm, whole sums; scales after
 
-Columns of W stand in the order in which a decoder leaves them; x is permuted to match. Sums are the
-library's: a row's bits may depend on the batch, except int8's, which are exact. Not run on a GPU.
+What W and x are for which format and activations stands in `matmul.cuda.library`. Their columns
+are in the order in which a decoder leaves them. Sums are the library's: a row's bits may depend on
+the batch, except INT8's, which are exact. Compiled, counted, simulated; not run on a GPU.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
-from unspool.matmul.cuda.activations import LARGEST, largest_of, smallest_of
-from unspool.matmul.cuda.geometry import BLOCK_ROWS, SLICE_BYTES
-from unspool.matmul.cuda.recipe import SUMS, Recipe
+from unspool.matmul.cuda.launch import ActivationArguments, ExpandArguments
+from unspool.matmul.cuda.library import Expansion
+from unspool.matmul.cuda.source import Kernel, expand_kernel, prepare_kernel
+from unspool.spec.operand import BF16, E4M3, FP16, INT8
 
-LIBRARY_ROWS = 512
-"""Rows from which on this is used: there a fused kernel has decoded every weight at least eight
-times. An estimate from counts, not yet measured."""
+if TYPE_CHECKING:
+    from unspool.model.gpu import GpuMatrix
 
-_HALF_TOP = 14
-"""binary16 rows are scaled so that their largest magnitude is in [2**14, 2**15)."""
-
-
-_MOST_WHOLE = 1 << 17
-"""Columns of INT8 whose sums, 2**14 each, stay in 32 bits."""
+_DTYPES = {
+    E4M3: torch.float8_e4m3fn, INT8: torch.int8, FP16: torch.float16, BF16: torch.bfloat16
+}  # fmt: skip
 
 _LEAST_WHOLE_ROWS = 32
 """cuBLAS multiplies INT8 with more than 16 rows (torch._int_mm says so)."""
 
-
-def why_not(made: Recipe, columns: int) -> str:
-    """Why a recipe's weights are no matrix for a library; empty where they are."""
-    if made.scales == SUMS:
-        return "scales of blocks are not in the operands"
-    if made.whole and columns >= _MOST_WHOLE:
-        return f"sums of {columns} columns may need more than 32 bits"
-    return "" if made.kind in ("e4m3", "f16", "s8") else f"no library reads {made.kind}"
+_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def column_order(made: Recipe, stages: int) -> np.ndarray:
-    """The column of the (padded) matrix at every place of an expanded row."""
-    step = made.geometry.columns().reshape(-1)
-    steps = np.arange(stages * made.geometry.steps)[:, None] * made.geometry.step_columns
-    return (steps + step).reshape(-1)
+class LibraryProduct:
+    """A weight's products by a library."""
 
+    def __init__(self, weight: GpuMatrix, found: Expansion) -> None:
+        """Of codes that are in a GPU's memory; nothing is decoded yet."""
+        self.weight, self.found = weight, found
+        order = found.recipe.geometry.positions().astype(np.int16)
+        self.positions = torch.from_numpy(order).to(weight.processor.device)
+        #: `[1, padded rows]`
+        self.row_scales = (weight.row_scales.view(torch.float32) * found.factor)[None]
 
-def expanded_bytes(made: Recipe, row_blocks: int, stages: int) -> int:
-    """Bytes of a decoded matrix."""
-    row_bytes = stages * made.geometry.steps * made.geometry.slices * SLICE_BYTES
-    return BLOCK_ROWS * row_blocks * row_bytes
+    def kernels(self, dtype: torch.dtype) -> tuple[Kernel, Kernel]:
+        """What decodes the weight, and what makes activations of that type its operands."""
+        prepare = prepare_kernel(
+            self.found.recipe, tokens=8, columns=self.weight.columns, dtype=_NAMES[dtype], flat=True
+        )
+        return expand_kernel(self.found), prepare
 
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """x `[m, k]` to `[m, rows]` in x's dtype, all rows as they are stored."""
+        rounded, scales = self.rounded(x)
+        sums = self._sums(self.expanded(), rounded, scales)
+        return sums[:, : self.weight.rows].to(x.dtype)
 
-def multiply(
-    operands: torch.Tensor, rotated: torch.Tensor, row_scales: torch.Tensor, made: Recipe
-) -> torch.Tensor:
-    """rotated `[m, K]` (float32, columns in place) times operands `[rows, K]`, float32 `[m, rows]`.
-
-    `row_scales` `[rows]`: what multiplies a finished sum.
-    """
-    top = rotated.abs().amax(dim=1, keepdim=True)
-    if made.whole:
-        rounded, scale = _whole(rotated, top, made)
-        padded = torch.nn.functional.pad(rounded, (0, 0, 0, max(0, _LEAST_WHOLE_ROWS - len(top))))
-        whole = torch._int_mm(padded, operands.view(torch.int8).t())[: len(top)]
-        return whole.float() * row_scales * scale
-    if made.activations == "fp8" and rotated.is_cuda:
-        scale = (top / float(LARGEST)).clamp(min=2.0**-126)
-        rounded = (rotated / scale).to(torch.float8_e4m3fn)
-        weights = operands.view(torch.float8_e4m3fn)
-        y = torch._scaled_mm(
-            rounded, weights.t(), scale_a=scale, scale_b=row_scales[None, :],
-            out_dtype=torch.bfloat16, use_fast_accum=True,
+    def expanded(self) -> torch.Tensor:
+        """The weight decoded `[padded rows, K]`."""
+        weight, found = self.weight, self.found
+        nbytes = found.nbytes(weight.row_blocks, weight.stages)
+        decoded = torch.empty(nbytes, dtype=torch.uint8, device=weight.processor.device)
+        memory = {"weights": weight.units, "levels": weight.levels, "output": decoded}
+        given = ExpandArguments(
+            **{name: tensor.data_ptr() for name, tensor in memory.items()},
+            row_blocks=weight.row_blocks, stages=weight.stages,
         )  # fmt: skip
-        return y.float()
-    exponent = torch.frexp(top).exponent - 1
-    shift = torch.where(top > 0, _HALF_TOP - exponent, torch.zeros_like(exponent)).clamp(max=126)
-    one = torch.ones_like(top)
-    halves = (rotated * torch.ldexp(one, shift)).to(torch.float16)
-    dtype = torch.float16 if made.kind == "f16" else torch.float8_e4m3fn
-    weights = operands.view(dtype).to(torch.float16)
-    if rotated.is_cuda:
-        sums = torch.mm(halves, weights.t(), out_dtype=torch.float32)
-    else:
-        sums = halves.float() @ weights.float().t()
-    return sums * row_scales * torch.ldexp(one, -shift)
+        grid = weight.row_blocks * weight.stages, 1
+        weight.processor.run(expand_kernel(found), grid, given, memory)
+        return decoded.view(_DTYPES[found.operand]).view(-1, self._columns)
 
+    def rounded(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Activations as its operands `[m or more, K]`, zeros behind m; scales `[m, 1]`."""
+        weight, found, m = self.weight, self.found, len(x)
+        rows = max(m, _LEAST_WHOLE_ROWS) if found.operand is INT8 else m
+        make = torch.zeros if rows > m else torch.empty
+        nbytes = rows * found.row_bytes(weight.stages)
+        made = make(nbytes, dtype=torch.uint8, device=x.device)
+        scales = torch.empty((m, 1), dtype=torch.float32, device=x.device)
+        memory = {
+            "input": x, "signs": weight.signs, "positions": self.positions, "output": made,
+            "token_scales": scales,
+        }  # fmt: skip
+        given = ActivationArguments(
+            **{name: tensor.data_ptr() for name, tensor in memory.items()},
+            rows=m, k=x.shape[1], stages=weight.stages,
+        )  # fmt: skip
+        _, prepare = self.kernels(x.dtype)
+        weight.processor.run(prepare, (m, 1), given, memory)
+        return made.view(_DTYPES[found.operand]).view(rows, self._columns), scales
 
-def _whole(
-    rotated: torch.Tensor, top: torch.Tensor, made: Recipe
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """INT8 `[m, K]` and scales `[m, 1]` of rows whose largest is `top`, as the kernels make them.
+    def _sums(
+        self, decoded: torch.Tensor, rounded: torch.Tensor, scales: torch.Tensor
+    ) -> torch.Tensor:
+        """Their product with all scales, `[m, padded rows]`."""
+        m = len(scales)
+        if self.found.operand is INT8:
+            return torch._int_mm(rounded, decoded.t())[:m].float() * self.row_scales * scales
+        if not rounded.is_cuda:
+            return (rounded.float() @ decoded.float().t()) * self.row_scales * scales
+        if self.found.operand is E4M3:
+            return torch._scaled_mm(
+                rounded, decoded.t(), scale_a=scales, scale_b=self.row_scales,
+                out_dtype=torch.bfloat16, use_fast_accum=True,
+            )  # fmt: skip
+        sums = torch.mm(rounded, decoded.t(), out_dtype=torch.float32)
+        return sums * self.row_scales * scales
 
-    Divisions are of tensors: of numbers torch makes a product with the inverse, which rounds twice.
-    """
-    largest = torch.full_like(top, float(largest_of(made)))
-    finite = top.isfinite()
-    usable = finite & (top >= float(smallest_of(made)))
-    rounded = torch.where(usable, rotated * (largest / top), 0).round().to(torch.int8)
-    scale = torch.where(usable, top / largest, torch.where(finite, 0.0, torch.nan))
-    return rounded, scale
+    @property
+    def _columns(self) -> int:
+        return self.weight.stages * self.found.recipe.geometry.stage_columns

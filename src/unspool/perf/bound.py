@@ -26,7 +26,7 @@ from unspool.decode.machine import machine
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, ROWS
 from unspool.matmul.cuda.launch import tokens_of
-from unspool.matmul.cuda.recipe import Recipe, recipe
+from unspool.matmul.cuda.recipe import TABLE, Recipe, recipe
 from unspool.perf.count import Count
 from unspool.perf.device import ISSUE_SLOTS, LAUNCH_SECONDS, SHARED_BYTES, WARP, Device
 from unspool.perf.loop import LoopCount
@@ -142,9 +142,7 @@ def bound(
 def weight_bytes(made: Recipe, n: int, k: int) -> int:
     """Bytes of an `[n, k]` matrix as `arrange` makes them: codes, scales, parameters, padding."""
     row_blocks, stages = _units(made, n, k)
-    geometry = made.geometry
-    across = -(-stages * geometry.steps // made.level_steps) if made.level_steps else 1
-    levels = across * geometry.lowering.levels * BLOCK_ROWS // ROWS
+    levels = made.whole_row_levels * BLOCK_ROWS // ROWS
     return row_blocks * (stages * made.unit_bytes + _WORD * (BLOCK_ROWS + levels))
 
 
@@ -173,7 +171,7 @@ def recorded(made: Recipe) -> Instructions | None:
     entry, slot = made.format.name.split(":")[0], made.geometry.lowering.slot
     if entry not in FORMATS or FORMATS[entry].code != made.format.code:
         return None
-    key = entry, made.machine.name, slot.operand.name, slot.container
+    key = entry, made.machine.name, slot.operand.name, slot.container, made.scales == TABLE
     name, count = _records().get(key, ("", None))
     if count is None or name != made.geometry.lowering.name:
         return None
@@ -194,13 +192,13 @@ def estimated(made: Recipe) -> Instructions:
 
 
 @functools.cache
-def _records() -> dict[tuple[str, str, str, str], tuple[str, Count]]:
-    """(lowering, count) by format, target, operand and container, without block scales."""
-    return {
-        (entry.format, entry.target, entry.operand, entry.container): (entry.lowering, entry.count)
-        for entry in load()[1]
-        if not entry.block_scale
-    }
+def _records() -> dict[tuple[str, str, str, str, bool], tuple[str, Count]]:
+    """(lowering, count) by format, target, operand, container, and whether block scales are in."""
+    found = {}
+    for entry in load()[1]:
+        key = entry.format, entry.target, entry.operand, entry.container, entry.block_scale
+        found[key] = entry.lowering, entry.count
+    return found
 
 
 def _units(made: Recipe, n: int, k: int) -> tuple[int, int]:

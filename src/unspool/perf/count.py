@@ -16,21 +16,21 @@ from dataclasses import dataclass
 
 from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower import lower, slots
-from unspool.decode.lower_scaled import scaled, takes_scales
+from unspool.decode.lower_scaled import scaled, scaled_slots, takes_scales
 from unspool.decode.lowering import Lowering
 from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
 from unspool.perf.machine_code import PIPES, Kernel, kernels
 from unspool.perf.toolchain import Toolchain
 from unspool.spec.format import Format
-from unspool.spec.operand import E2M1, E4M3
+from unspool.spec.operand import E2M1
 
 FEW, MANY = 1, 3
 DIGITS = 4
 SHARED_BYTES = 48 * 1024
 
 PACKED_FP4 = Slot(E2M1)
-"""Machines with it apply block scales in the matrix unit."""
+"""Machines with it multiply FP4 as it is stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Counted:
     lowering: str
     #: what stands in the registers is value * 2**exponent
     exponent: int
-    #: whether the block scales are in it, of one ring: blocks that go on over rings cost less
+    #: whether the block scales are in it, by a table that the kernel moves once per block
     block_scale: bool = False
     count: Count
 
@@ -77,9 +77,9 @@ def count_format(
     chosen = [(lower(fmt.code, slot, machine), False) for slot in wanted or held]
     if not chosen:
         raise DeclarationError("no slot of this target holds the values", where=fmt.name)
-    eight = Slot(E4M3)
-    if takes_scales(fmt) and eight in (wanted or held) and PACKED_FP4 not in machine.slots:
-        chosen.append((scaled(fmt.code), True))
+    if takes_scales(fmt):
+        tables = [slot for slot in scaled_slots(machine) if slot in (wanted or held)]
+        chosen += [(scaled(fmt.code, slot), True) for slot in tables]
     counts = count([lowering for lowering, _ in chosen], machine, tools)
     return [
         Counted(

@@ -20,8 +20,8 @@ from unspool.errors import UnspoolError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, THREADS
 from unspool.matmul.cuda.jit import OPTIONS
 from unspool.matmul.cuda.launch import tokens_of
-from unspool.matmul.cuda.recipe import SUMS, Recipe
-from unspool.matmul.cuda.source import UNROLLED_WITH_SUMS, Kernel, multiply_kernel
+from unspool.matmul.cuda.recipe import Recipe
+from unspool.matmul.cuda.source import Kernel, multiply_kernel, unrolled_steps
 from unspool.perf.count import DIGITS, count
 from unspool.perf.machine_code import PIPES, instructions_of, kernels, pipes_of
 from unspool.perf.toolchain import Toolchain
@@ -75,7 +75,8 @@ def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:
     cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
     text = tools.disassemble(cubin)
     found = kernels(text, cubin)[kernel.name]
-    body = _stage(text, kernel, made)
+    turns = made.geometry.steps // unrolled_steps(made, tile)
+    body = _stage(text, kernel, turns)
     (decoder,) = count([made.geometry.lowering], made.machine, tools)
     weights = BLOCK_ROWS * made.geometry.stage_columns / THREADS
     return LoopCount(
@@ -94,8 +95,8 @@ def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:
     )
 
 
-def _stage(disassembly: str, kernel: Kernel, made: Recipe) -> Counter[str]:
-    """Opcodes of one stage."""
+def _stage(disassembly: str, kernel: Kernel, turns: int) -> Counter[str]:
+    """Opcodes of one stage, in which the loop goes round so often."""
     code = instructions_of(disassembly, kernel.name)
     loops = [(target, last) for last, (_, target) in enumerate(code) if target is not None]
     loops = [(first, last) for first, last in loops if first <= last]
@@ -105,9 +106,8 @@ def _stage(disassembly: str, kernel: Kernel, made: Recipe) -> Counter[str]:
         raise UnspoolError("a kernel's machine code has no main loop", where=kernel.name)
     inner = min(feeding, key=lambda loop: loop[1] - loop[0])
     body = _opcodes(code, inner)
-    if made.scales != SUMS:
+    if turns == 1:
         return body
-    turns = made.geometry.steps // UNROLLED_WITH_SUMS
     around = [loop for loop in feeding if loop[0] <= inner[0] and inner[1] <= loop[1]]
     outer = min((loop for loop in around if loop != inner), key=lambda loop: loop[1] - loop[0])
     whole = _opcodes(code, outer)

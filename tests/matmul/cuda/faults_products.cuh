@@ -47,7 +47,7 @@ UNSPOOL_KERNEL(by_warp, Given, a) {
     load_matrices(b, shared + 16 * (a.mode == 3 ? lane ^ 1 : from));
     for (int block = 0; block < 2; ++block) {
         float d[4] = {};
-        mma<Kind::f16>(d, r, b[2 * block], b[2 * block + 1]);
+        mma<Kind::f16>(d, d, r, b[2 * block], b[2 * block + 1]);
         store_d(a, first_row, 8 * block, d);
     }
 }
@@ -110,13 +110,13 @@ UNSPOOL_KERNEL(by_tensor_memory, Given, a) {
     }
     if (a.mode != 12) barrier_wait(done, 0);
     if (a.mode != 13) tmem_fence_after();
-    for (int half = 0; half < 2; ++half)
-        for (int block = 0; block < 2; ++block) {
-            float d[4];
-            tmem_load_fragment(memory + (word(32 * warp + 16 * half) << 16) + 8 * block, d);
-            if (a.mode != 14) tmem_load_wait();
-            store_d(a, 32 * warp + 16 * half, 8 * block, d);
-        }
+    for (int half = 0; half < 2; ++half) {
+        float d[8];
+        tmem_load_fragments(memory + (word(32 * warp + 16 * half) << 16), d);
+        if (a.mode != 14) tmem_load_wait();
+        for (int block = 0; block < 2; ++block)
+            store_d(a, 32 * warp + 16 * half, 8 * block, d + 4 * block);
+    }
     if (a.mode == 14) tmem_load_wait();
     tmem_fence_before();
     sync_block();
@@ -168,13 +168,13 @@ UNSPOOL_KERNEL(by_scales, Given, a) {
     }
     barrier_wait(done, 0);
     tmem_fence_after();
-    for (int half = 0; half < 2; ++half)
-        for (int block = 0; block < 2; ++block) {
-            float d[4];
-            tmem_load_fragment(memory + (word(32 * warp + 16 * half) << 16) + 8 * block, d);
-            tmem_load_wait();
-            store_d(a, 32 * warp + 16 * half, 8 * block, d);
-        }
+    for (int half = 0; half < 2; ++half) {
+        float d[8];
+        tmem_load_fragments(memory + (word(32 * warp + 16 * half) << 16), d);
+        tmem_load_wait();
+        for (int block = 0; block < 2; ++block)
+            store_d(a, 32 * warp + 16 * half, 8 * block, d + 4 * block);
+    }
     tmem_fence_before();
     sync_block();
     tmem_fence_after();

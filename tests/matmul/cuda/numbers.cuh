@@ -14,7 +14,7 @@ UNSPOOL_DEVICE void all_bytes(const Numbers& a) {
     for (int first = 0; first < 256; first += 16) {
         Sum d[4] = {};
         const word r[4] = {t ? 0 : word(first + g), t ? 0 : word(first + g + 8), 0, 0};
-        mma<kind>(d, r, lane == 0 ? one : 0, 0);
+        mma<kind>(d, d, r, lane == 0 ? one : 0, 0);
         if (t) continue;
         store_global<float>(a.out + 4 * (first + g), float(d[0]));
         store_global<float>(a.out + 4 * (first + g + 8), float(d[2]));

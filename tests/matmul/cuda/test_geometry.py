@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from unspool.decode.lower import lower, slots
+from unspool.decode.lower_scaled import row_tables
 from unspool.decode.lowering import emitted, run
 from unspool.decode.machine import MACHINES, Machine
-from unspool.errors import DeclarationError
-from unspool.matmul.cuda.arrange import arrange
+from unspool.errors import DeclarationError, WeightError
+from unspool.matmul.cuda.arrange import arrange, recipe_of
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, QUARTER, ROWS, THREADS, Geometry, geometry
 from unspool.matmul.cuda.launch import slots_of, tokens_of
-from unspool.matmul.cuda.recipe import ACTIVATIONS, Recipe, recipe
+from unspool.matmul.cuda.recipe import ACTIVATIONS, SUMS, TABLE, Recipe, recipe
 from unspool.matmul.reference import decode_values
+from unspool.pack.matrix import CodedMatrix
 from unspool.pack.random import random_matrix
 from unspool.spec.catalog import FORMATS
 
@@ -53,25 +55,61 @@ def decoded(units: np.ndarray, made: Recipe, levels: np.ndarray) -> np.ndarray:
     rings = words.reshape(*words.shape[:4], shape.rings, -1)
     registers = run(shape.lowering, rings.reshape(-1, rings.shape[-1]), levels)
     bits = emitted(shape.lowering, registers).reshape(*rings.shape[:5], ROWS, shape.tile_columns)
-    blocks, stages, steps = bits.shape[:3]
-    split = bits.reshape(blocks, stages, steps, BLOCK_ROWS // ROWS, QUARTER, *bits.shape[4:])
-    # block, ring down, row | stage, step, ring, thread, column
-    return split.transpose(0, 3, 6, 1, 2, 5, 4, 7).reshape(blocks * BLOCK_ROWS, -1)
+    (blocks, stages), across, together = bits.shape[:2], shape.across(), shape.together
+    split = bits.reshape(
+        blocks, stages, -1, together, BLOCK_ROWS // ROWS, QUARTER, shape.rings, ROWS,
+        shape.tile_columns,
+    )  # fmt: skip
+    # block, ring down, row | stage, span | step of it, ring of it, thread | column
+    dealt = split.transpose(0, 4, 7, 1, 2, 3, 6, 5, 8)
+    placed = np.empty((*dealt.shape[:5], across.size, shape.tile_columns), bits.dtype)
+    placed[:, :, :, :, :, across] = dealt
+    return placed.reshape(blocks * BLOCK_ROWS, -1)
 
 
-@pytest.mark.parametrize("name", ["t2-e2m1", "m3-e4m3", "v1.5-e2m1", "mxfp4", "t3.5-e2m3"])
+@pytest.mark.parametrize("name", ["t2-e2m1", "m3-e4m3", "v1.5-e2m1", "mxfp4", "nvfp4", "t3.5-e2m3"])
 @pytest.mark.parametrize("machine", ["sm80", "sm90", "sm100"])
 def test_arranged_units_decode_to_the_matrix(name, machine):
     made = recipe(FORMATS[name], MACHINES[machine])
     matrix = random_matrix(made.format, 264, 640)
     found = arrange(matrix, made)
-    bits = decoded(found.units, made, np.zeros(0, np.uint32))
+    unmoved = row_tables(np.zeros(ROWS, np.int64)).ravel()
+    bits = decoded(found.units, made, unmoved if made.scales == TABLE else np.zeros(0, np.uint32))
     slot = made.geometry.lowering.slot
     values = slot.operand.values()[bits >> slot.low & ((1 << slot.operand.bits) - 1)]
     n, k = made.format.padded(264, 640)
     operands = values[:n, :k] * 2.0**-made.geometry.lowering.exponent
     ones = replace(matrix, scale=None, tensor_scale=None)
     np.testing.assert_array_equal(operands, decode_values(ones))
+
+
+def spread(first: int, second: int) -> CodedMatrix:
+    """MXFP4 of two powers of two in row 5, and one in all others."""
+    matrix = random_matrix(FORMATS["mxfp4"], 16, 128)
+    scale = np.full_like(matrix.scale, 100)
+    scale[5, 1], scale[5, 2] = first, second
+    return replace(matrix, scale=scale)
+
+
+@pytest.mark.parametrize("target", ["sm80", "sm89", "sm90", "sm100"])
+def test_a_table_moves_as_far_as_its_exponents_go(target):
+    near, far = spread(100, 74), spread(100, 73)
+    made = recipe_of((near,), MACHINES[target])
+    assert made.scales == TABLE
+    assert arrange(near, made).units.nbytes < 256 * 256 * (4.25 / 8) + 1  # bits per weight
+    with pytest.raises(WeightError, match=r"row 5.*factor of 2\*\*26"):
+        arrange(far, made)
+    assert recipe_of((near, far), MACHINES[target]).scales == SUMS
+
+
+def test_a_block_of_zeros_has_whatever_scale_is_near():
+    matrix = spread(100, 0)
+    codes = matrix.codes.copy()
+    codes[0, 8:12, 5] &= 0x88888888  # columns 64 to 95 of row 5: signs alone
+    made = recipe_of((replace(matrix, codes=codes),), MACHINES["sm90"])
+    assert made.scales == TABLE
+    codes[0, 9, 5] |= 0x400
+    assert recipe_of((replace(matrix, codes=codes),), MACHINES["sm90"]).scales == SUMS
 
 
 @pytest.mark.parametrize("name", FORMATS)

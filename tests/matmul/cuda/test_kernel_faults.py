@@ -123,12 +123,12 @@ TCGEN05 = (
 UNIT_SCALES = (
     ("128 * b + 4 * place.lane", "(128 * b + 4 * place.lane ^ 4 * FAULT)"),  # another slice
     ("128 * b + 4 * place.lane", "(128 * b + 4 * place.lane ^ 16 * FAULT)"),  # another token
-    ("threads * pair + place.thread", "(threads * pair + place.thread ^ FAULT)"),  # another row
-    ("threads * pair + place.thread", "(threads * pair + place.thread ^ 4 * FAULT)"),
-    ("threads * pair + place.thread", "(threads * pair + place.thread ^ threads * FAULT)"),
-    ("[pair][1] = four.y;", "[pair][1] = FAULT ? four.x : four.y;"),  # the rows above
+    ("threads * set + place.thread", "(threads * set + place.thread ^ FAULT)"),  # another row
+    ("threads * set + place.thread", "(threads * set + place.thread ^ 4 * FAULT)"),
+    ("threads * set + place.thread", "(threads * set + place.thread ^ threads * FAULT)"),
+    ("[set][1] = four.y;", "[set][1] = FAULT ? four.x : four.y;"),  # the rows above
     ("slice % 2, slice", "slice % 2 ^ FAULT, slice"),
-    ("slice % 4);", "slice % 4 ^ FAULT);"),
+    ("slice % 4);\n    else if", "slice % 4 ^ FAULT);\n    else if"),
     ("slice / 2][j]", "slice / 2 ^ FAULT][j]"),
     ("scales.weights[slice / 2", "FAULT ? four_ones : scales.weights[slice / 2"),
     ("scales.tokens[block],", "FAULT ? scales.tokens[block] >> 8 : scales.tokens[block],"),
@@ -167,15 +167,34 @@ ONES_TCGEN05 = (
     skip("tmem_store_wait();\n    tmem"),
 )
 
+UNIT_MX = (
+    ("8][j], slice / 4 % 2", "8][j], slice / 4 % 2 ^ FAULT"),  # another four slices
+    ("slice % 4);\n    else\n", "slice % 4 ^ FAULT);\n    else\n"),  # another of four
+    ("threads * set + place.thread", "(threads * set + place.thread ^ FAULT)"),  # another row
+    ("threads * set + place.thread", "(threads * set + place.thread ^ 4 * FAULT)"),
+    ("[set][1] = four.y;", "[set][1] = FAULT ? four.x : four.y;"),
+    ("if (block_scaled || scale_mode", "if (block_scaled || !FAULT && scale_mode"),
+)
+
+TABLES = (
+    ("0x4440 + row % 4", "0x4440 + row % 4 * !FAULT"),  # the first row's level
+    ("move_tables(tables, scales, step / ", "move_tables(tables, scales, step * !FAULT / "),
+    (
+        "scales + 8 * (threads * block + thread)",
+        "scales + 8 * (threads * block + (thread ^ FAULT))",
+    ),
+    ("level * 0x01010100 +", "level * (0x01010100 + FAULT) +"),  # zeros become powers of two
+)
+
 WHOLE = (
     ("sum = int(bits); }", "sum = FAULT ? int(as_float(bits)) : int(bits); }"),
     ("total[i] = float(part[i]);", "total[i] = FAULT ? as_float(part[i]) : float(part[i]);"),
 )
 
 WHOLE_BLOCKS = (
-    ("step % scale_steps == 0) clear", "step % scale_steps == FAULT) clear"),
+    ("in_parts && step % scale_steps == 0;", "in_parts && step % scale_steps == FAULT;"),
+    ("begins && q == 0", "begins && q == FAULT"),
     ("(step + 1) % scale_steps == 0", "(step + 1) % (scale_steps + FAULT) == 0"),
-    ("Part(part_start))", "Part(FAULT ? 0 : part_start))"),
     ("- as_float(start)", "- as_float(start + FAULT)"),
     ("i & 2 ? odd : even", "(i & 2) != 2 * FAULT ? odd : even"),
 )
@@ -204,6 +223,8 @@ FAULTS: dict[Case, tuple[Fault, ...]] = {
     ("nvfp4", "sm120", "fp4"): UNIT_SCALES,
     ("nvfp4", "sm100", "fp4"): TOKEN_SCALES_TCGEN05 + WEIGHT_SCALES_TCGEN05,
     ("v1.5-e2m1", "sm100", "fp4"): TOKEN_SCALES_TCGEN05 + ONES_TCGEN05,
+    ("mxfp4", "sm120", "fp8"): UNIT_MX,
+    ("mxfp4", "sm90", "fp8"): TABLES,
     ("t2-e2m1", "sm80", "int8"): FINISH + MMA_SYNC + WHOLE,
     ("t2-e2m1", "sm90", "int8"): WGMMA_TWO_SETS,
     ("int4", "sm80", "int8"): WHOLE_BLOCKS,

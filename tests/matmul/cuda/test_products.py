@@ -11,9 +11,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from unspool.decode.machine import MACHINES
 from unspool.matmul.cuda.activations import quantize
+from unspool.matmul.cuda.arrange import recipe_of
+from unspool.matmul.cuda.recipe import SUMS, TABLE
+from unspool.matmul.cuda.simulated import Product
 from unspool.matmul.integer import stored_levels
 from unspool.matmul.reference import decode_values
+from unspool.pack.random import random_matrix
+from unspool.spec.catalog import FORMATS
 
 K = 520
 BOUND = (K / 16 + 8) * 2.0**-24
@@ -25,6 +31,9 @@ QUICK = [
     ("t2-e2m1", "sm89", "auto"),
     ("m2-e4m3", "sm90", "auto"),
     ("mxfp4", "sm90", "auto"),
+    ("mxfp4", "sm80", "auto"),
+    ("mxfp4", "sm100", "fp8"),
+    ("mxfp8", "sm90", "fp8"),
     ("lut-b", "sm90", "fp8"),
     ("nvfp4", "sm90", "auto"),
     ("t3.5-e2m3", "sm90", "fp8x3"),
@@ -38,6 +47,9 @@ QUICK = [
     ("nvfp4", "sm120", "fp4"),
     ("m2-e2m1", "sm100", "fp4"),
     ("nvfp4", "sm100", "fp4"),
+    ("mxfp4", "sm120", "fp8"),
+    ("mxfp8", "sm120", "fp8x2"),
+    ("mxfp6-e2m3", "sm120", "fp8"),
 ]
 FP4 = ("t1-e2m1", "v1.5-e2m1", "t1.5-e2m1", "t2-e2m1", "m3-e2m1", "mxfp4")
 INTEGERS = ("s2-e4m3", "s3-e4m3", "t2-e2m1", "t4-e2m3", "v1.5-e2m1", "m2-e2m1", "m3-e4m3", "int8",
@@ -135,6 +147,25 @@ def test_blocks_of_int8_are_whole_sums_times_their_scales(product, tokens, machi
         added = sums.astype(np.longdouble) * halves[:, block] + total
         total = added.astype(np.float32)
     np.testing.assert_array_equal(found(x), total * row_scales * rounded.scales[:, None])
+
+
+@pytest.mark.parametrize("machine", ["sm89", "sm90"])
+@pytest.mark.parametrize("lowest", [1, 26, 27])
+def test_scales_of_blocks_as_far_apart_as_a_table_moves_and_farther(
+    expected, tokens, compiler, machine, lowest
+):
+    matrix = random_matrix(FORMATS["mxfp4"], 261, K)
+    powers = np.random.default_rng(0).integers(127 - lowest, 128, matrix.scale.shape)
+    powers[:, :2] = 127, 127 - lowest
+    matrix = replace(matrix, scale=powers.astype(matrix.scale.dtype))
+    made = recipe_of((matrix,), MACHINES[machine], "fp8")
+    assert made.scales == (TABLE if lowest < 27 else SUMS)
+    found, x = Product(matrices=(matrix,), made=made), tokens(17, K)
+    want, magnitude = expected(found, x)
+    whole = found(x)
+    assert (np.abs(whole - want) <= BOUND * magnitude).all()
+    for first, last in ((0, 1), (3, 11), (16, 17)):
+        np.testing.assert_array_equal(found(x[first:last]), whole[first:last])
 
 
 @pytest.mark.parametrize("activations", [pytest.param("fp8", marks=pytest.mark.slow), "fp4"])

@@ -1,4 +1,5 @@
-// Activations as operand B: rotated, scaled per token, rounded, in the order of geometry.py.
+// Activations as operand B: rotated, scaled per token, rounded, in the order of geometry.py. For a
+// library (`flat`) rows of a matrix, their columns in the same order.
 //
 //   row of k --signs, Hadamard--> registers --largest of the row--> scale --round--> operand bytes
 //
@@ -14,8 +15,8 @@ struct ActivationArguments {
     const char* input;       // [rows][k]
     const word* signs;       // a bit per column, set: minus
     const int* sources;      // [tiles * tokens]: row of the input; negative: none. Null: in order
-    const unsigned short* positions;  // [step_columns]: operand's place in a step
-    char* output;            // [tiles][stages][activation_bytes]
+    const unsigned short* positions;  // [span_columns]: operand's place in a span
+    char* output;            // [tiles][stages][activation_bytes]; flat: [rows][stages][stage_columns]
     float* token_scales;     // [tiles * tokens]
     int rows, k, stages;
 };
@@ -114,44 +115,60 @@ struct Scaling {
 
 // FP8 and INT8: the largest becomes the operand's, 448 or 127; FP4: times the scale's, 6 * 448.
 // binary16: a power of two puts it into [2**14, 2**15). A row that is not finite gets NaN for a
-// scale, and zeros: its results are NaN, and no other's.
+// scale, and zeros: its results are NaN, and no other's. bfloat16: as they are.
 UNSPOOL_DEVICE Scaling scaling_of(word largest) {
     if (largest >= 0x7F800000) return {0.0f, as_float(0x7FC00000)};
     if (as_float(largest) < smallest_row) return {0.0f, 0.0f};  // or there is no FP32 inverse
+    if (operand_bfloat) return {1.0f, 1.0f};
     if (operand_bits != 16) return {largest_operand / as_float(largest), as_float(largest) / largest_operand};
     int shift = 141 - int(largest >> 23);
     shift = shift > 126 ? 126 : shift;
     return {as_float(word(127 + shift) << 23), as_float(word(127 - shift) << 23)};
 }
 
-UNSPOOL_DEVICE void store_operand(char* stage, int position, int token, int term, word bits) {
-    const int piece = position / operands_per_half;  // of 16 bytes: (step slice, half)
-    const int thread_slot = position % operands_per_half;
+// Where an operand goes, by its place in a stage: in operand B, or in a row.
+UNSPOOL_DEVICE char* operand_at(char* tile, int stage, int place, int token, int term) {
+    constexpr int bytes = operand_bits / 8;
+    if (flat) return tile + (1LL * stage * stage_columns + place) * bytes;
+    const int piece = place / operands_per_half;  // of 16 bytes: (step slice, half)
     const int block = term * token_blocks + token / 8;
-    char* at = stage + (piece * column_blocks + block) * 128 + token % 8 * 16;
+    return tile + 1LL * stage * activation_bytes + (piece * column_blocks + block) * 128 +
+           token % 8 * 16 + place % operands_per_half * bytes;
+}
+
+UNSPOOL_DEVICE void store_operand(char* at, word bits) {
     if (operand_bits == 8)
-        store_global<unsigned char>(at + thread_slot, (unsigned char)bits);
+        store_global<unsigned char>(at, (unsigned char)bits);
     else
-        store_global<unsigned short>(at + 2 * thread_slot, (unsigned short)bits);
+        store_global<unsigned short>(at, (unsigned short)bits);
+}
+
+// The place of a column of a stage (or of a run of 128), in the order of geometry.py.
+UNSPOOL_DEVICE int place_in(const ActivationArguments& a, int column) {
+    return column / span_columns * span_columns +
+           load_global<unsigned short>(a.positions + column % span_columns);
+}
+
+// What is one operand: INT8, bfloat16, binary16.
+UNSPOOL_DEVICE word single_of(float value) {
+    if (whole) return s8_of(value);
+    return operand_bfloat ? bf16_of(value) : f16_of(value);
 }
 
 UNSPOOL_DEVICE void store_value(
     const ActivationArguments& a, char* tile, int token, int column, float value) {
-    constexpr int stage_columns = steps * step_columns;
     const int stage = column / stage_columns;
     if (stage >= a.stages) return;
-    const int step = column % stage_columns / step_columns;
-    const int position = load_global<unsigned short>(a.positions + column % step_columns);
-    char* to = tile + 1LL * stage * activation_bytes;
-    const int place = step * step_columns + position;
+    const int place = place_in(a, column % stage_columns);
 #pragma unroll
     for (int term = 0; term < terms; ++term) {
+        char* at = operand_at(tile, stage, place, token, term);
         if (operand_bits == 16 || whole) {
-            store_operand(to, place, token, term, whole ? s8_of(value) : f16_of(value));
+            store_operand(at, single_of(value));
             continue;
         }
         const word bits = e4m3_of(value);
-        store_operand(to, place, token, term, bits);
+        store_operand(at, bits);
         value = (value - value_of_e4m3(bits)) * term_step;  // exact: the next term is of the rest
     }
 }
@@ -161,14 +178,12 @@ UNSPOOL_DEVICE void store_value(
 // 16 are not in one lane: they stand in the order of operand B.
 UNSPOOL_DEVICE void store_run(const ActivationArguments& a, char* tile, int token, int run, int lane,
                               char* scratch, const float (&values)[4]) {
-    constexpr int runs = steps * step_columns / 128;
+    constexpr int runs = stage_columns / 128;
     const int stage = run / runs;
     if (stage >= a.stages) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const int column = 4 * lane + i, step = column / step_columns;
-        const int position = load_global<unsigned short>(a.positions + column % step_columns);
-        store_shared<float>(scratch + 4 * (step * step_columns + position), values[i]);
+        store_shared<float>(scratch + 4 * place_in(a, 4 * lane + i), values[i]);
     }
     sync_warp();
     const Quad four = load_shared<Quad>(scratch + 16 * lane);
@@ -209,7 +224,8 @@ UNSPOOL_DEVICE void prepare(const ActivationArguments& a) {
     rotate(a, first, lane, values);
     const Scaling scaling = scaling_of(largest_of(values, thread));
     if (thread == 0) store_global<float>(a.token_scales + slot, scaling.scale);
-    char* tile = a.output + 1LL * (slot / tokens) * a.stages * activation_bytes;
+    char* tile = a.output + (flat ? 1LL * slot * a.stages * stage_columns * (operand_bits / 8)
+                                  : 1LL * (slot / tokens) * a.stages * activation_bytes);
 #pragma unroll
     for (int s = 0; s < segments; ++s) {
 #pragma unroll

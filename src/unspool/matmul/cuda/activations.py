@@ -4,6 +4,7 @@
     FP8      y * (448 / top), then E4M3, nearest even; further terms are 16, 256 times what is left
     binary16 y * 2**e with top in [2**14, 2**15), then nearest even
     INT8     y * (127 / top), nearest even: as `matmul.integer` has it, of a row instead of a block
+    bfloat16 y, nearest even; for a library's product alone
     FP4      z = y * (2688 / top); per 16 operands side by side s = E4M3 of their
              largest |z| * (1 / 6), then E2M1 of z * (1 / s), at most 6, both nearest even; zeros
              where s is zero
@@ -20,9 +21,9 @@ import numpy as np
 
 from unspool.encode.nearest import nearest
 from unspool.encode.rotate import hadamard, signs
-from unspool.matmul.cuda.recipe import UNIT_BLOCK, Recipe
+from unspool.matmul.cuda.recipe import BFLOAT16, UNIT_BLOCK, Recipe
 from unspool.matmul.integer import TINIEST
-from unspool.spec.operand import E2M1, E4M3, FP16, INT8
+from unspool.spec.operand import BF16, E2M1, E4M3, FP16, INT8
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -34,6 +35,9 @@ TERM_STEP = np.float32(16)
 """Half a last place of E4M3 is 2**-4 of its number, at most 16 of 448: the next term fits again."""
 SMALLEST = np.float32(2.0**-116)
 """Rows of smaller magnitudes become zeros: 2688 over them is no FP32. INT8: `integer.TINIEST`."""
+_OPERANDS = {"float16": FP16, "int8": INT8, BFLOAT16: BF16}
+"""What activations become; E4M3 by all other names."""
+
 _LARGEST_E2M1 = np.float32(E2M1.largest)
 _LARGEST_INT8 = np.float32(INT8.largest)
 
@@ -64,6 +68,8 @@ def largest_of(made: Recipe) -> np.float32:
 
 def smallest_of(made: Recipe) -> np.float32:
     """The smallest magnitude of a row that is not made zeros."""
+    if made.activations == BFLOAT16:
+        return np.float32(0)
     return TINIEST if made.whole else SMALLEST
 
 
@@ -80,7 +86,7 @@ def quantize(activations: Float32[np.ndarray, "m k"], made: Recipe) -> Quantized
     scales = np.where(usable, scale, np.where(finite, np.float32(0), np.float32(np.nan)))
     if made.block_scaled:
         return Quantized(terms=_by_block(scaled, made)[None], scales=scales.astype(np.float32))
-    operand = {"float16": FP16, "int8": INT8}.get(made.activations, E4M3)
+    operand = _OPERANDS.get(made.activations, E4M3)
     values, terms = operand.values().astype(np.float32), []
     for _ in range(made.terms):
         term = values[nearest(values, scaled)]
@@ -104,21 +110,23 @@ def rotated_input(activations: Float32[np.ndarray, "m k"], made: Recipe) -> np.n
 def _by_block(scaled: Float32[np.ndarray, "m k"], made: Recipe) -> Float32[np.ndarray, "m k"]:
     """NVFP4: E2M1 times the E4M3 scale of the UNIT_BLOCK operands beside it."""
     rows, columns = scaled.shape
-    step, order = made.geometry.step_columns, made.geometry.columns().reshape(-1)
-    padded = np.pad(scaled, ((0, 0), (0, -columns % step)))
-    blocks = padded.reshape(rows, -1, step)[:, :, order].reshape(-1, UNIT_BLOCK)
+    span, order = made.geometry.span_columns, made.geometry.columns().reshape(-1)
+    padded = np.pad(scaled, ((0, 0), (0, -columns % span)))
+    blocks = padded.reshape(rows, -1, span)[:, :, order].reshape(-1, UNIT_BLOCK)
     of_scale, of_operand = (f.values().astype(np.float32) for f in (E4M3, E2M1))
     top = np.abs(blocks).max(axis=1, keepdims=True)
     scale = of_scale[nearest(of_scale, top * (np.float32(1) / _LARGEST_E2M1))]
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
     rounded = of_operand[nearest(of_operand, blocks * inverse)]
-    found = np.empty_like(padded).reshape(rows, -1, step)
-    found[:, :, order] = (rounded * scale).reshape(rows, -1, step)
+    found = np.empty_like(padded).reshape(rows, -1, span)
+    found[:, :, order] = (rounded * scale).reshape(rows, -1, span)
     return found.reshape(rows, -1)[:, :columns]
 
 
 def _scaling(top: np.ndarray, made: Recipe) -> tuple[np.ndarray, np.ndarray]:
     """(what values are multiplied with, its inverse) for rows of that largest magnitude."""
+    if made.activations == BFLOAT16:
+        return np.ones_like(top), np.ones_like(top)
     if made.activations != "float16":
         return largest_of(made) / top, top / largest_of(made)
     exponent = np.frexp(top)[1] - 1  # top in [2**exponent, 2**(exponent + 1))

@@ -5,8 +5,9 @@
 //   threads        128: a warpgroup                     token_blocks, terms   columns of the product
 //   steps          of a stage                           slices                of a step
 //   step_words     stored words of a thread's step      ring_words, rings     of a thread's step
-//   code_bytes, unit_bytes, level_steps, block_scaled, scale_rows, scale_words, token_scale_bytes
-//                  as recipe.py has them
+//   code_bytes, unit_bytes, table_bytes, level_steps, block_scaled, scale_rows, scale_words,
+//   token_scale_bytes                                   as recipe.py has them
+//   scale_steps    that share what is fetched or done once per block
 //   whole          whether sums are whole numbers
 //   kind           of product                           slots                 stages in flight
 //   term_step      what a term is worth of the one before it, inverted
@@ -22,13 +23,13 @@ struct Arguments {
     const char* activations;    // [tiles][stages][activation_bytes]
     const float* row_scales;    // [experts][row blocks * 256]
     const float* token_scales;  // [tiles * tokens]
-    const word* levels;         // [experts][row blocks][across][level_count][32 rings]
+    const word* levels;         // [experts][row blocks][level_count][32 rings]
     const int* experts;         // [tiles]: whose weights; negative: an empty tile. Null: expert 0
     const int* targets;         // [tiles * tokens]: row of the output; negative: none. Null: in order
     char* output;               // [m][n]
     char* partials;             // Sum [tiles][2 * blocks][columns][256]
     int* arrivals;              // [tiles][row blocks], zero before and after
-    int m, n, row_blocks, stages, across;
+    int m, n, row_blocks, stages;
 };
 
 constexpr int tokens = 8 * token_blocks;        // of a tile
@@ -96,6 +97,18 @@ UNSPOOL_DEVICE float multiply_add(float a, float b, float c) { return std::fmaf(
 #endif
 
 UNSPOOL_DEVICE word as_word(int value) { return word(value); }
+
+// x += a * scale, y += b * scale: FFMA2 where there is one, the same roundings
+UNSPOOL_DEVICE void multiply_add_both(float& x, float& y, float a, float b, float scale) {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 1000
+    asm("{ .reg .b64 sums, parts, scales; mov.b64 sums, {%0, %1}; mov.b64 parts, {%2, %3}; "
+        "mov.b64 scales, {%4, %4}; fma.rn.f32x2 sums, parts, scales, sums; "
+        "mov.b64 {%0, %1}, sums; }"
+        : "+f"(x), "+f"(y) : "f"(a), "f"(b), "f"(scale));
+#else
+    x = multiply_add(a, scale, x), y = multiply_add(b, scale, y);
+#endif
+}
 
 // A sum from its bits.
 UNSPOOL_DEVICE void from_word(word bits, float& sum) { sum = as_float(bits); }

@@ -11,10 +11,18 @@ A *slice* is what one instruction reads of a row: 32 bytes, 16 binary16 or 32 8-
 packed E2M1. In words all units are alike (`fragments.py`): word t of a slice's first half and word
 t of its second. The order of columns inside a step is free, as long as the activations have the
 same one: so the weights stay where the decoder leaves them and the activations are permuted.
+
+Where a thread's tables move with its blocks of scales, it has a whole block to itself: the rings
+across of several steps together, a *span*, are dealt out t by t instead of step by step.
+
+    rings across    0 1 2 3 | 4 5 6 7 | 8 9 10 11 | 12 13 14 15
+    thread, usual   0 1 2 3 | 0 1 2 3 | 0 1  2  3 |  0  1  2  3     of a step: one each
+    thread, span    0 0 0 0 | 1 1 1 1 | 2 2  2  2 |  3  3  3  3     step s has the s-th of each
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -54,6 +62,8 @@ class Geometry:
     rings: int
     #: columns that a stage has at most, if a step has no more
     most_columns: int = STAGE_COLUMNS
+    #: steps of a span: over which the rings of a thread follow each other
+    together: int = 1
 
     @property
     def ring_words(self) -> int:
@@ -76,18 +86,29 @@ class Geometry:
         return QUARTER * self.rings * self.tile_columns
 
     @property
+    def span_columns(self) -> int:
+        """Columns of a span, which have an order of their own."""
+        return self.together * self.step_columns
+
+    @property
     def step_words(self) -> int:
         """Stored words of a step per thread."""
         return self.rings * self.lowering.words
 
     def words(self) -> Int[np.ndarray, " words"]:
-        """Which word of a step, `[ring][word]`, is stored at which place: two of each ring in turn.
+        """Which word of a step, `[ring][word]`, is stored at which place.
 
-        So plain E2M1 is loaded as operand A wants it, rows 2 j and 2 j + 1 of either ring.
+        Words that are registers (plain operands) are loaded as operand A wants them: otherwise 0.19
+        to 0.5 moves per weight follow. All others come ring by ring.
         """
-        together = 2 - self.lowering.words % 2
-        order = np.arange(self.step_words).reshape(self.rings, -1, together)
-        return order.swapaxes(0, 1).reshape(-1)
+        order = np.arange(self.step_words)
+        if self.lowering.instructions:
+            return order
+        words = [int(name.removeprefix("w")) for name in self.lowering.registers]
+        firsts = order.reshape(self.rings, 1, -1)[:, :, :1]
+        of_row = firsts + np.array(words).reshape(ROWS, -1)  # ring row word
+        pairs = of_row.transpose(0, 2, 1).reshape(self.slices, 2, ROWS // 2, 2)
+        return pairs.transpose(0, 2, 1, 3).reshape(-1)  # slice, product, half, row of two
 
     @property
     def steps(self) -> int:
@@ -114,16 +135,24 @@ class Geometry:
                 first += width
         return tuple(found)
 
+    def across(self) -> Int[np.ndarray, "together rings threads"]:
+        """The ring across of a span that a thread takes in every step."""
+        shape = (QUARTER, self.together, self.rings)
+        if self.together > 1:
+            return np.arange(math.prod(shape)).reshape(shape).transpose(1, 2, 0)
+        return np.arange(math.prod(shape)).reshape(1, self.rings, QUARTER)
+
     def columns(self) -> Int[np.ndarray, "slices halves threads slots"]:
-        """The column of a step that stands in every operand slot of a slice."""
+        """The column of a span that stands in every operand slot of its slices."""
         slots = self.lowering.slot.per_register
         words = np.array(self.lowering.places).reshape(ROWS, -1, slots)[0] % self.tile_columns
-        rings = np.arange(QUARTER * self.rings).reshape(self.rings, QUARTER).T
-        columns = rings[:, :, None, None] * self.tile_columns + words  # thread ring word slot
-        return columns.reshape(QUARTER, self.slices, 2, slots).transpose(1, 2, 0, 3)
+        firsts = self.across().transpose(0, 2, 1) * self.tile_columns  # step thread ring
+        columns = firsts[..., None, None] + words  # word slot
+        split = columns.reshape(self.together, QUARTER, self.slices, 2, slots)
+        return split.transpose(0, 2, 3, 1, 4).reshape(-1, 2, QUARTER, slots)
 
     def positions(self) -> Int[np.ndarray, " columns"]:
-        """For every column of a step, its operand's place in the order (slice, half, thread, slot).
+        """For every column of a span, its operand's place in the order (slice, half, thread, slot).
 
         Inverse of `columns`.
         """

@@ -31,7 +31,7 @@ class Arguments(ctypes.Structure):
             "weights", "activations", "row_scales", "token_scales", "levels", "experts", "targets",
             "output", "partials", "arrivals",
         )),
-        *((name, ctypes.c_int) for name in ("m", "n", "row_blocks", "stages", "across")),
+        *((name, ctypes.c_int) for name in ("m", "n", "row_blocks", "stages")),
     ]  # fmt: skip
 
 
@@ -51,7 +51,7 @@ class ExpandArguments(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weights", "levels", "output")),
-        *((name, ctypes.c_int) for name in ("row_blocks", "stages", "across")),
+        *((name, ctypes.c_int) for name in ("row_blocks", "stages")),
     ]
 
 

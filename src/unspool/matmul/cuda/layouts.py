@@ -99,7 +99,8 @@ FRAGMENTS: Mapping[str, Fragment] = {
         registers=(_NEXT, _LOWER),
     ),
     "scale_a_spot": Fragment(
-        # registers: bytes of the one word; a column is 16 operands of a slice
+        # registers: bytes of the one word; a column is 16 operands of a slice. Of .scale_vec::1X
+        # byte-id-a says which byte is that of all 32
         source="mma with block scaling: scale_A of .scale_vec::4X, thread-id-a; byte-id-a is 0",
         threads=(_LOWER, _EITHER_PAIR, _GROUP),
         registers=(_SCALES,),
@@ -126,7 +127,7 @@ FRAGMENTS: Mapping[str, Fragment] = {
         registers=(_LOWER, _RIGHT),
     ),
     "load_spot": Fragment(
-        source="tcgen05 data movement shape .16x256b, .x1; row: lane of tensor memory",
+        source="tcgen05 data movement shape .16x256b, each .x1; row: lane of tensor memory",
         threads=(_PAIR, _GROUP),
         registers=(_NEXT, _LOWER),
     ),

@@ -13,7 +13,6 @@ namespace unspool {
 // them (otherwise each is moved: 0.15 instructions per weight).
 constexpr int matrices = 2 * column_blocks;  // of a slice, 8 columns x 16 bytes each
 using Tokens = word[slices][column_blocks][2];
-constexpr int slice_pairs = steps * slices / 2;  // of a stage
 
 // LDSM takes the address of a row from every lane: lanes 0-7 and 8-15 give the halves of one
 // column block, lanes 16-31 those of the next.
@@ -37,51 +36,64 @@ UNSPOOL_DEVICE void load_tokens(const char* step, int lane, Tokens& tokens_of) {
     }
 }
 
-// Scales that the matrix unit applies to FP4: words of four, which the threads of a quad hold for
-// different slices, so that a load serves four slices of a column, or two of a row and that below it.
+// Scales that the matrix unit applies: words of four bytes, which the threads of a quad hold for
+// different slices. FP4 has four of each slice: a load serves four slices of a column, or two of a row
+// and that below it. MX has one: a load serves eight slices of both rows.
+constexpr int unit_slices = block_scaled ? 2 : 8;
+constexpr int unit_sets = (steps * slices + unit_slices - 1) / unit_slices;
 struct UnitScales {
-    word weights[slice_pairs][products], tokens[column_blocks];
+    word weights[unit_sets][products], tokens[column_blocks];
 };
 
 UNSPOOL_DEVICE void load_unit_scales(
     const char* of_weights, const char* of_tokens, const Place& place, UnitScales& scales) {
 #pragma unroll
     for (int b = 0; b < column_blocks; ++b)
-        scales.tokens[b] = load_shared<word>(of_tokens + 128 * b + 4 * place.lane);
+        if (block_scaled) scales.tokens[b] = load_shared<word>(of_tokens + 128 * b + 4 * place.lane);
 #pragma unroll
-    for (int pair = 0; pair < slice_pairs; ++pair) {
+    for (int set = 0; set < unit_sets; ++set) {
         Quad four = {four_ones, four_ones, four_ones, four_ones};
         if (scale_mode == in_unit)
-            four = load_shared<Quad>(of_weights + 16 * (threads * pair + place.thread));
-        scales.weights[pair][0] = four.x;
-        scales.weights[pair][1] = four.y;
-        scales.weights[pair][2] = four.z;
-        scales.weights[pair][3] = four.w;
+            four = load_shared<Quad>(of_weights + 16 * (threads * set + place.thread));
+        scales.weights[set][0] = four.x;
+        scales.weights[set][1] = four.y;
+        scales.weights[set][2] = four.z;
+        scales.weights[set][3] = four.w;
     }
 }
 
 template <Kind of>
-UNSPOOL_DEVICE void multiply_slice(Part (&d)[4], const word (&a)[4], const word (&b)[2],
-                                   const UnitScales& scales, int slice, int j, int block) {
+UNSPOOL_DEVICE void multiply_slice(
+    Part (&d)[4], const Part (&c)[4], const word (&a)[4], const word (&b)[2],
+    const UnitScales& scales, int slice, int j, int block) {
     if constexpr (of == Kind::mxf4nvf4)
         mma_scaled<of>(d, a, b[0], b[1], scales.weights[slice / 2][j], scales.tokens[block],
                        slice % 2, slice % 4);
+    else if constexpr (scale_mode == in_unit)
+        mma_mx<of>(d, c, a, b[0], b[1], scales.weights[slice / 8][j], slice / 4 % 2, slice % 4);
     else
-        mma<of>(d, a, b[0], b[1]);
+        mma<of>(d, c, a, b[0], b[1]);
 }
 
+// Whole sums of a block begin here: then a subtraction makes them FP32, where sm_80 converts at a
+// quarter of the rate. Exact below 2**22, which sums of a stage are.
+constexpr int part_start = whole ? 0x4B400000 : 0;
+static_assert(!whole || steps * slices * 32 * 128 * 127 < 1 << 22, "too long for exact sums");
+
 UNSPOOL_DEVICE void multiply_step(const Weights& weights, const Tokens& tokens_of,
-                                  const UnitScales& scales, int step, Parts& sums) {
+                                  const UnitScales& scales, int step, bool begins, Parts& sums) {
 #pragma unroll
     for (int q = 0; q < slices; ++q)
 #pragma unroll
         for (int j = 0; j < products; ++j)
 #pragma unroll
             for (int b = 0; b < column_blocks; ++b) {
-                Part d[4] = {sums[j][4 * b], sums[j][4 * b + 1], sums[j][4 * b + 2],
-                             sums[j][4 * b + 3]};
-                multiply_slice<kind>(d, weights[q][j], tokens_of[q][b], scales, step * slices + q,
-                                     j, b);
+                Part d[4], c[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    d[i] = c[i] = begins && q == 0 ? Part(part_start) : sums[j][4 * b + i];
+                multiply_slice<kind>(d, c, weights[q][j], tokens_of[q][b], scales,
+                                     step * slices + q, j, b);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) sums[j][4 * b + i] = d[i];
             }
@@ -91,38 +103,31 @@ UNSPOOL_DEVICE void multiply_step(const Weights& weights, const Tokens& tokens_o
 UNSPOOL_DEVICE void copy_to(char* shared, const char* global, int bytes, int thread) {
 #pragma unroll
     for (int at = 0; at < bytes; at += 16 * threads)
-        if (bytes % (16 * threads) == 0 || at + 16 * thread < bytes)
+        if (at + 16 * threads <= bytes || at + 16 * thread < bytes)
             copy_async(shared + at + 16 * thread, global + at + 16 * thread);
 }
 
-// Whole sums of a block begin here: then a subtraction makes them FP32, where sm_80 converts at a
-// quarter of the rate. Exact below 2**22, which sums of a stage are.
-constexpr int part_start = whole ? 0x4B400000 : 0;
-static_assert(!whole || steps * slices * 32 * 128 * 127 < 1 << 22, "too long for exact sums");
-
 UNSPOOL_DEVICE void multiply_stage(
-    const char* stage, const Arguments& a, int expert, int row_block, int stage_number,
-    const Place& place, Tables& tables, Sums& sums) {
+    const char* stage, const Place& place, Tables& tables, Sums& sums) {
     const char *scales = stage + code_bytes, *activations = stage + unit_bytes;
     Parts part;
     UnitScales unit_scales;
-    if (block_scaled)
+    if (block_scaled || scale_mode == in_unit)
         load_unit_scales(scales, activations + operand_stage_bytes, place, unit_scales);
 #pragma unroll unrolled_steps
     for (int step = 0; step < steps; ++step) {
-        if (level_steps > 0 && step % level_steps == 0)
-            fill_levels(tables, a, expert, row_block, (stage_number * steps + step) / level_steps,
-                        place.ring);
+        change_tables(tables, stage, step, place);
         word words[step_words];
         Weights weights;
         Tokens tokens_of;
         load_words(stage + 4 * threads * step_words * step, place.thread, words);
         load_tokens(activations + 128 * matrices * slices * step, place.lane, tokens_of);
         decode_step(words, tables, weights);
-        if (scale_mode == in_registers) scale_step(scales, step, place, weights);
+        if (scale_mode == in_registers) scale_step(tables, weights);
         constexpr bool in_parts = scale_mode == in_sums;
-        if (in_parts && step % scale_steps == 0) clear(part, Part(part_start));
-        multiply_step(weights, tokens_of, unit_scales, step, added_to(in_parts, sums, part));
+        const bool begins = in_parts && step % scale_steps == 0;  // a block's sums
+        multiply_step(weights, tokens_of, unit_scales, step, begins,
+                      added_to(in_parts, sums, part));
         if (in_parts && (step + 1) % scale_steps == 0)
             add_scaled<part_start>(sums, part, scales, step / scale_steps, place.ring);
     }
@@ -173,14 +178,13 @@ UNSPOOL_DEVICE void multiply(const Arguments& a) {
         const Stretch stretch = stretch_at(unit, share, a.stages);
         Sums sums;
         clear(sums);
-        if (level_steps == 0) fill_levels(tables, a, expert, stretch.row_block, 0, place.ring);
+        fill_levels(tables, a, expert, stretch.row_block, place.ring);
 #pragma unroll 1
         for (int stage = stretch.first; stage < stretch.last; ++stage, ++unit, advance(turn)) {
             copy_wait<slots - 2>();
             sync_block();  // the stage is there for all, and all have read the one before it
             fetch(feed, a, place.thread);
-            multiply_stage(stages + turn.slot * stage_bytes, a, expert, stretch.row_block, stage,
-                           place, tables, sums);
+            multiply_stage(stages + turn.slot * stage_bytes, place, tables, sums);
         }
         finish(sums, a, tile, expert, stretch.row_block, place, flag);
     }

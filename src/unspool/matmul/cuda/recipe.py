@@ -17,6 +17,10 @@ int8 is for codes whose values are small integers up to a power of two. Its sums
 exact in 32 bits, and become FP32 once: the result does not depend on who summed what. Of the GPUs
 of sm100's kernels 10.3 has no such products.
 
+MXFP4 goes by a decoder whose table moves with a block's scale (TABLE, `decode.lower_scaled`) where
+the powers of two of a row's blocks are near enough: that is for a matrix to say, so `arrange`
+refuses others, and `arrange.recipe_of` finds what fits.
+
 The terms of an activation are columns of one product: two FP8 products cost as much as one of
 binary16, and decoding to FP8 stays one instruction per register.
 """
@@ -29,10 +33,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from unspool.decode.lower import cost, lower, slots
+from unspool.decode.lower_scaled import scaled, scaled_slots, takes_scales
 from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.geometry import (
     BLOCK_ROWS,
+    ROWS,
     SLICE_BYTES,
     STAGE_COLUMNS,
     Geometry,
@@ -46,6 +52,9 @@ TERMS: Mapping[str, int] = {"float16": 1, "fp8": 1, "fp8x2": 2, "fp8x3": 3, "fp4
 """Activations by name, and columns of the product per token."""
 
 ACTIVATIONS = ("auto", *TERMS)
+
+BFLOAT16 = "bfloat16"
+"""Activations of a library's product alone (`library.py`): rounded, and scaled by nothing."""
 
 KINDS: Mapping[Slot, str] = {
     Slot(FP16): "f16",
@@ -71,12 +80,20 @@ LOOPS: Mapping[str, str] = {
 }  # fmt: skip
 """Machine -> main loop. FP8 mma.sync is emulated on sm90 and sm100 (12 conversions, 2 products)."""
 
-ROW, SUMS, REGISTERS, UNIT = "row", "sums", "registers", "unit"
+ROW, SUMS, REGISTERS, UNIT, TABLE = "row", "sums", "registers", "unit", "table"
 """Where scales are applied: to the result; to the sums of each block, in FP32; to the decoded
-binary16, for blocks that end inside a step; by the matrix unit, to FP4."""
+binary16, for blocks that end inside a step; by the matrix unit: of sm100 and sm120 to FP4, of sm120
+to 8-bit operands with E8M0 scales; to the decoder's table."""
+
+OWNED = (REGISTERS, TABLE)
+"""Where a thread has whole blocks to itself: it fetches a scale once per block of a row."""
 
 UNIT_BLOCK = 16
-"""Operands side by side in a slice that the matrix unit gives one scale."""
+"""Operands side by side in a slice of FP4 that the matrix unit gives one scale; of 8-bit operands
+all of a slice have one."""
+
+UNIT_BYTES = 8
+"""Scales of a row that the threads of a quad hold at a time: two pairs, four bytes each."""
 
 SCALE_LANES, SCALE_ROW_BYTES = 32, 16
 """Tensor memory: tokens whose scales stand below each other, and bytes of each that are copied at
@@ -84,7 +101,6 @@ once, four words. A slice's scales take whole pairs of columns of words (`layout
 
 RUN_COLUMNS = 128
 """Columns of which a warp of the kernel that makes activations has all at hand."""
-
 
 TILE_COLUMNS = 64
 """The most columns of a tile: two sums each in registers of a thread (tcgen05: at the end)."""
@@ -115,7 +131,7 @@ class Recipe:
     machine: Machine
     activations: str
     geometry: Geometry
-    #: ROW, SUMS or REGISTERS
+    #: ROW, SUMS, REGISTERS, UNIT or TABLE
     scales: str
 
     @property
@@ -131,14 +147,13 @@ class Recipe:
     @property
     def terms(self) -> int:
         """Columns of the product per token."""
-        return TERMS[self.activations]
+        return TERMS.get(self.activations, 1)
 
     @property
     def scale_blocks(self) -> int:
-        """Blocks of scales that a stage brings along."""
-        block = self.format.scale.block
-        outside = self.scales in (ROW, UNIT) or block is None
-        return 0 if outside or block is None else max(1, self._stage // block)
+        """Blocks of scales that a stage brings along, as they are counted in columns."""
+        block, stage = self.format.scale.block, self.geometry.stage_columns
+        return 0 if self.scales == ROW or block is None else max(1, stage // block)
 
     @property
     def level_steps(self) -> int:
@@ -147,10 +162,37 @@ class Recipe:
         return tiles[0][1] // self.geometry.step_columns if tiles else 0
 
     @property
+    def whole_row_levels(self) -> int:
+        """Registers of a ring's table that are the same all along its rows."""
+        changing = self.level_steps or self.scales == TABLE
+        return 0 if changing else self.geometry.lowering.levels
+
+    @property
+    def stage_tables(self) -> int:
+        """Tables of a ring of rows that a stage brings along."""
+        return max(1, self.geometry.steps // self.level_steps) if self.level_steps else 0
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of a stage's tables."""
+        return self.stage_tables * (BLOCK_ROWS // ROWS) * 4 * self.geometry.lowering.levels
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of a stage's scales for one row: binary16, a level, what the matrix unit reads."""
+        if self.scales == UNIT:
+            return -(-self.geometry.stage_columns // self.unit_columns // UNIT_BYTES) * UNIT_BYTES
+        return self.scale_blocks * (1 if self.scales == TABLE else 2)
+
+    @property
+    def unit_columns(self) -> int:
+        """Operands side by side that the matrix unit gives one scale."""
+        return UNIT_BLOCK if self.block_scaled else SLICE_BYTES
+
+    @property
     def unit_bytes(self) -> int:
-        """Stored bytes of a stage of a row block: codes, then its scales (`arrange`)."""
-        row_bytes = self._stage // UNIT_BLOCK if self.scales == UNIT else 2 * self.scale_blocks
-        return self.geometry.code_bytes + row_bytes * BLOCK_ROWS
+        """Stored bytes of a stage of a row block: codes, scales, tables (`arrange`)."""
+        return self.geometry.code_bytes + self.scale_bytes * BLOCK_ROWS + self.table_bytes
 
     @property
     def block_scaled(self) -> bool:
@@ -210,10 +252,6 @@ class Recipe:
     def _stage_slices(self) -> int:
         return self.geometry.steps * self.geometry.slices
 
-    @property
-    def _stage(self) -> int:
-        return self.geometry.stage_columns
-
 
 def check_activations(name: str) -> None:
     """Raises DeclarationError unless that is a name of activations."""
@@ -221,19 +259,22 @@ def check_activations(name: str) -> None:
         raise DeclarationError("no such activations on a GPU", found=name, allowed=ACTIVATIONS)
 
 
-def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
+def recipe(
+    fmt: Format, machine: Machine, activations: str = "auto", *, moved: bool = True
+) -> Recipe:
     """The cheapest way to multiply a format with such activations.
 
+    `moved`: also by tables that move with the blocks' scales, which not every matrix can have.
     Raises DeclarationError for activations that do not exist or that the machine or the format's
     values or scales do not allow.
     """
     check_activations(activations)
     reasons = {}
     for name in ("fp8x2", "float16") if activations == "auto" else (activations,):
-        found, reasons[name] = _recipe(fmt, machine, name)
+        found, reasons[name] = _recipe(fmt, machine, name, moved)
         if found is not None:
             return found
-    able = [name for name in TERMS if _recipe(fmt, machine, name)[0] is not None]
+    able = [name for name in TERMS if _recipe(fmt, machine, name, moved)[0] is not None]
     raise DeclarationError(
         f"no product of {fmt.name} on {machine.name}: {'; '.join(reasons.values())}",
         found=activations,
@@ -242,7 +283,9 @@ def recipe(fmt: Format, machine: Machine, activations: str = "auto") -> Recipe:
 
 
 @functools.lru_cache(maxsize=256)
-def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | None, str]:
+def _recipe(
+    fmt: Format, machine: Machine, activations: str, moved: bool
+) -> tuple[Recipe | None, str]:
     """The recipe with exactly these activations, or the reason why there is none."""
     if activations == "int8" and Slot(INT8) not in machine.slots:
         return None, f"{machine.architecture} has no matrix unit for INT8"
@@ -250,14 +293,32 @@ def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | N
     able = [slot for slot in slots(fmt.code, machine) if slot in KINDS and _read(slot) == wanted]
     if not able:
         return None, f"its matrix units do not multiply the code's values as {wanted}"
+    tables = [slot for slot in scaled_slots(machine) if _read(slot) == wanted]
+    if moved and takes_scales(fmt) and tables and not _by_unit(fmt, machine, activations):
+        by_table = geometry(fmt.code, scaled(fmt.code, tables[0]))
+        made, _ = _fitting(fmt, machine, activations, by_table, TABLE)
+        if made is not None:
+            return made, ""
     found = [geometry(fmt.code, lower(fmt.code, slot, machine)) for slot in able]
     best = min(found, key=lambda g: cost(g.lowering))
     three = LOOPS[machine.name] == "wgmma" and TERMS[activations] == 3
     if three and best.slices > SLICES_OF_THREE_TERMS:
         return None, f"three terms leave steps of {best.step_columns} columns too few registers"
+    return _fitting(fmt, machine, activations, best)
+
+
+def _fitting(
+    fmt: Format, machine: Machine, activations: str, best: Geometry, where: str = ""
+) -> tuple[Recipe | None, str]:
+    """The recipe with the longest stages of which two fit into shared memory.
+
+    `where` the scales go, if not wherever they can.
+    """
     for columns in STAGES:
         short = replace(best, most_columns=columns)
-        scales, reason = _scales_of(fmt, short, activations)
+        scales, reason = (where, "") if where else _scales_of(fmt, short, machine, activations)
+        if scales in OWNED and not reason:
+            short, reason = _owned(fmt, short)
         if reason:
             return None, reason
         made = Recipe(
@@ -268,11 +329,37 @@ def _recipe(fmt: Format, machine: Machine, activations: str) -> tuple[Recipe | N
     return None, f"two stages of {columns} columns do not fit into a block's shared memory"
 
 
-def _scales_of(fmt: Format, made: Geometry, activations: str) -> tuple[str, str]:
+def _owned(fmt: Format, made: Geometry) -> tuple[Geometry, str]:
+    """The geometry with whole blocks in one thread, and the reason where there is none."""
+    block, each = fmt.scale.block or 0, made.rings * made.tile_columns
+    together = max(1, block // each)
+    if block % each or made.steps % together:
+        return made, f"blocks of {block} columns are not whole in a thread's {made.steps} steps"
+    return replace(made, together=together), ""
+
+
+def _scales_of(fmt: Format, made: Geometry, machine: Machine, activations: str) -> tuple[str, str]:
     """Where the scales go, and the reason where they can go nowhere."""
     if activations == "fp4":
         return _unit_scales(fmt, made)
+    if _by_unit(fmt, machine, activations) and _alike(fmt, made, SLICE_BYTES):
+        return UNIT, ""
     return _scales(fmt, made, wide=activations == "float16")
+
+
+def _by_unit(fmt: Format, machine: Machine, activations: str) -> bool:
+    """Whether a matrix unit scales 8-bit operands: by E8M0, beside FP8 activations."""
+    able = LOOPS[machine.name] == "mma_sync" and Slot(E2M1) in machine.slots
+    return able and fmt.scale.operand is E8M0 and activations not in _READ
+
+
+def _alike(fmt: Format, made: Geometry, together: int) -> bool:
+    """Whether so many operands side by side always belong to one block."""
+    block, step = fmt.scale.block or 0, made.step_columns
+    if fmt.scale.operand is None or not block:
+        return False
+    blocks = made.columns().reshape(-1, together) // math.gcd(block, step)
+    return bool((blocks == blocks[:, :1]).all())
 
 
 def _read(slot: Slot) -> str:
@@ -290,12 +377,11 @@ def _unit_scales(fmt: Format, made: Geometry) -> tuple[str, str]:
         reason = f"steps of {made.step_columns} columns are not whole in {RUN_COLUMNS}"
     if reason or where == ROW:
         return where, reason
-    block, step = fmt.scale.block, made.step_columns
     if fmt.scale.operand not in (E4M3, E8M0):
         return "", "its scales of blocks are not E4M3, as the matrix unit reads them"
-    together = made.columns().reshape(-1, UNIT_BLOCK) // math.gcd(block or step, step)
-    if (together != together[:, :1]).any():
-        return "", f"blocks of {block} columns end among {UNIT_BLOCK} operands of one scale"
+    if not _alike(fmt, made, UNIT_BLOCK):
+        reason = f"blocks of {fmt.scale.block} columns end among {UNIT_BLOCK} operands of one scale"
+        return "", reason
     return UNIT, ""
 
 

@@ -121,7 +121,6 @@ class Product:
         arguments = Arguments(
             **{name: address(array) for name, array in arrays.items()},
             m=m, n=n, row_blocks=planned.row_blocks, stages=planned.stages,
-            across=found[0].levels.shape[1],
         )  # fmt: skip
         grid = (planned.blocks, planned.tiles)
         _launch(self.kernel(planned), arguments, arrays, grid, self.seed, self.patch)

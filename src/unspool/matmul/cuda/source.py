@@ -14,10 +14,23 @@ from dataclasses import dataclass
 from importlib import resources
 
 from unspool.decode.emit_cuda import emit, header
+from unspool.decode.lower_scaled import unmoved
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.activations import TERM_STEP, largest_of, smallest_of
-from unspool.matmul.cuda.geometry import THREADS
-from unspool.matmul.cuda.recipe import REGISTERS, ROW, RUN_COLUMNS, SUMS, UNIT, Recipe
+from unspool.matmul.cuda.geometry import THREADS, Geometry
+from unspool.matmul.cuda.library import Expansion
+from unspool.matmul.cuda.recipe import (
+    BFLOAT16,
+    OWNED,
+    REGISTERS,
+    ROW,
+    RUN_COLUMNS,
+    SUMS,
+    TABLE,
+    UNIT,
+    Recipe,
+)
+from unspool.spec.operand import BF16
 
 _FOLDER = resources.files("unspool") / "matmul" / "cuda"
 
@@ -36,7 +49,7 @@ LOOP_THREADS: Mapping[str, int] = {
 Constant = int | float | str
 """Of a kernel: an integer, a float32, a kind of product."""
 
-SCALE_MODES = (ROW, SUMS, REGISTERS, UNIT)
+SCALE_MODES = (ROW, SUMS, REGISTERS, UNIT, TABLE)
 
 OUTPUTS: Mapping[str, tuple[int, int]] = {
     "float32": (32, 0),
@@ -48,8 +61,11 @@ OUTPUTS: Mapping[str, tuple[int, int]] = {
 PROMOTED_STAGES = 4
 """wgmma's FP8 sums keep some 14 bits; with several terms they are added in FP32 so often."""
 
-UNROLLED_WITH_SUMS = 2
-"""Steps unrolled where sums of blocks are held beside those of rows: more would spill."""
+LEAST_UNROLLED, NARROW_TILE = 2, 16
+"""Where sums of blocks are held beside those of rows, the steps of a block of scales are unrolled,
+at least two in tiles of up to 16 columns. With all of a stage mma.sync and tcgen05 take up to 250
+registers, where several blocks of threads have 168 each, and spill in wider tiles; wgmma does
+not."""
 
 ROTATE_WARPS = 16
 ROTATE_THREADS = 32 * ROTATE_WARPS
@@ -83,7 +99,7 @@ def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Ke
     }
     text = "".join((
         *_hardware(LOOP_THREADS[made.loop]),
-        *_decoder(made, constants),
+        *_decoder(made, constants, made.geometry),
         *(_file(name) for name in ("share.cuh", "finish.cuh")),
         _wgmma(made, tokens * made.terms) if made.loop == "wgmma" else "",
         *(_file(name) for name in _LOOP_FILES[made.loop]),
@@ -99,14 +115,22 @@ def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Ke
 
 
 @functools.lru_cache(maxsize=256)
-def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Kernel:
-    """Activations of `columns` (k) of that type to operand B for tiles of `tokens`."""
+def prepare_kernel(
+    made: Recipe, *, tokens: int, columns: int, dtype: str, flat: bool = False
+) -> Kernel:
+    """Activations of `columns` (k) of that type to operand B for tiles of `tokens`.
+
+    `flat`: to rows of a matrix, for a library.
+    """
     size = made.format.rotation.input_size
     segments = segments_of(columns, size)
     constants = _constants(made, tokens) | {
         "segments": segments,
-        "step_columns": made.geometry.step_columns,
-        "operand_bits": {"float16": 16, "fp4": 4}.get(made.activations, 8),
+        "stage_columns": made.geometry.stage_columns,
+        "span_columns": made.geometry.span_columns,
+        "flat": int(flat),
+        "operand_bits": {"float16": 16, BFLOAT16: 16, "fp4": 4}.get(made.activations, 8),
+        "operand_bfloat": int(made.activations == BFLOAT16),
         "input_bits": OUTPUTS[dtype][0],
         "input_bfloat": OUTPUTS[dtype][1],
         "rotation": size,
@@ -129,18 +153,22 @@ def prepare_kernel(made: Recipe, *, tokens: int, columns: int, dtype: str) -> Ke
 
 
 @functools.lru_cache(maxsize=64)
-def expand_kernel(made: Recipe) -> Kernel:
-    """All weights decoded to a row-major matrix of operands, columns in the order of a step.
-
-    Raises DeclarationError where scales belong to sums: such a recipe has no single operand.
-    """
-    if made.scales == SUMS:
-        raise DeclarationError("scales of blocks are not in the operands", where=made.format.name)
-    lowering = made.geometry.lowering
-    shared = made.unit_bytes + 4 * len(lowering.table)
+def expand_kernel(found: Expansion) -> Kernel:
+    """All weights decoded to a row-major matrix of operands, columns in the order of a span."""
+    made, stored = found.recipe, found.stored
+    shared = stored.unit_bytes + 4 * len(made.geometry.lowering.table)
+    constants = _constants(made, 8) | {
+        "unit_bytes": stored.unit_bytes,
+        "scales_weights": int(found.scaled),
+        "output_bfloat": int(found.operand is BF16),
+        "scale_factor": 2.0**found.shift,
+        "stored_ring_words": stored.geometry.ring_words,
+        "stored_four": int(stored.block_scaled),
+        "stored_lanes": int(stored.loop == "tcgen05"),
+    }
     text = "".join((
         *_hardware(THREADS),
-        *_decoder(made, _constants(made, 8)),
+        *_decoder(made, constants, stored.geometry),
         _file("expand.cuh"),
         _entry("expand", "ExpandArguments"),
     ))  # fmt: skip
@@ -178,7 +206,7 @@ def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
     geometry, block = made.geometry, made.format.scale.block
     if tokens % 8:
         raise DeclarationError("tokens come in eights", found=tokens)
-    sums = made.scales == SUMS and block is not None
+    low, high = unmoved()
     return {
         "threads": THREADS,
         "token_blocks": tokens // 8,
@@ -192,6 +220,7 @@ def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
         "step_words": geometry.step_words,
         "code_bytes": geometry.code_bytes,
         "unit_bytes": made.unit_bytes,
+        "table_bytes": made.table_bytes,
         "level_steps": made.level_steps,
         "block_scaled": int(made.block_scaled),
         "scale_rows": made.scale_rows(tokens),
@@ -199,20 +228,43 @@ def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
         "token_scale_bytes": made.token_scale_bytes(tokens),
         "whole": int(made.whole),
         "scale_mode": SCALE_MODES.index(made.scales),
-        "unrolled_steps": UNROLLED_WITH_SUMS if sums else geometry.steps,
+        "unrolled_steps": unrolled_steps(made, tokens),
         "scale_block": block or 1,
-        "scale_steps": min(block // geometry.step_columns, geometry.steps) if sums and block else 1,
+        "scale_steps": scale_steps(made),
+        "table_low": low,
+        "table_high": high,
         **{f"in_{mode}": number for number, mode in enumerate(SCALE_MODES)},
     }
 
 
-def _decoder(made: Recipe, constants: Mapping[str, Constant]) -> tuple[str, ...]:
-    """Constants, the emitted decoder, and from stored words to operand A."""
+def scale_steps(made: Recipe) -> int:
+    """Steps of a stage that share what is fetched or done once per block."""
+    geometry, block = made.geometry, made.format.scale.block
+    if made.scales in OWNED:
+        return geometry.together
+    if made.scales != SUMS or block is None:
+        return 1
+    return min(block // geometry.step_columns, geometry.steps)
+
+
+def unrolled_steps(made: Recipe, tokens: int) -> int:
+    """Steps of a stage that are written out one after another, for tiles of so many."""
+    if made.scales != SUMS:
+        return made.geometry.steps
+    if made.loop == "wgmma":
+        return made.geometry.steps
+    each = scale_steps(made)
+    return max(LEAST_UNROLLED, each) if tokens * made.terms <= NARROW_TILE else each
+
+
+def _decoder(made: Recipe, constants: Mapping[str, Constant], stored: Geometry) -> tuple[str, ...]:
+    """Constants, the emitted decoder, and from words as they are `stored` to operand A."""
     lowering = made.geometry.lowering
     return (
         _made(constants),
         f"#define UNSPOOL_ENTRIES {int(bool(lowering.table))}\n",
         f"#define UNSPOOL_HELD {int(bool(lowering.held))}\n",
+        f"#define UNSPOOL_WORDS {', '.join(map(str, stored.words()))}\n",
         emit(lowering),
         *(_file(name) for name in ("arguments.cuh", "weights.cuh")),
     )

@@ -100,16 +100,22 @@ UNSPOOL_DEVICE void store_weights(const Weights& weights, word buffer, int warp)
 
 template <class T>
 UNSPOOL_DEVICE void load_sums(T (&part)[products][4 * column_blocks], word sums, int warp) {
+    T eights[products][column_blocks / 2][8];
     tmem_fence_after();
 #pragma unroll
     for (int j = 0; j < products; ++j)
 #pragma unroll
-        for (int b = 0; b < column_blocks; ++b) {
-            T four[4];
-            tmem_load_fragment(lanes_of(sums + j / 2 * columns + 8 * b, warp, j % 2), four);
-            tmem_load_wait();
+        for (int b = 0; b < column_blocks / 2; ++b)
+            tmem_load_fragments(lanes_of(sums + j / 2 * columns + 16 * b, warp, j % 2),
+                                eights[j][b]);
+    tmem_load_wait();
 #pragma unroll
-            for (int i = 0; i < 4; ++i) part[j][4 * b + i] = four[i];
+    for (int j = 0; j < products; ++j)
+#pragma unroll
+        for (int b = 0; b < column_blocks / 2; ++b) {
+            tmem_loaded(eights[j][b]);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) part[j][8 * b + i] = eights[j][b][i];
         }
     tmem_fence_before();
 }
@@ -134,14 +140,15 @@ UNSPOOL_DEVICE void read_sums(
 
 // One step: words to operand A in tensor memory; at the end of a part, its sums to registers.
 UNSPOOL_DEVICE void decode_one(
-    const Pipeline& pipeline, const Handshake& hands, const char* stage, int step,
-    const Place& place, word memory, Decoder& mine) {
+    const Handshake& hands, const char* stage, int step, const Place& place, word memory,
+    Decoder& mine) {
     const char* scales = stage + code_bytes;
+    change_tables(mine.tables, stage, step, place);
     word words[step_words];
     Weights weights;
     load_words(stage + 4 * threads * step_words * step, place.thread, words);
     decode_step(words, mine.tables, weights);
-    if (scale_mode == in_registers) scale_step(scales, step, place, weights);
+    if (scale_mode == in_registers) scale_step(mine.tables, weights);
     const int buffer = step % 2;
     barrier_wait(hands.free + buffer, mine.round ^ 1);
     tmem_fence_after();
@@ -166,20 +173,14 @@ UNSPOOL_DEVICE void decode_all(
     for (int unit = share.first; unit < share.last;) {
         const Stretch stretch = stretch_at(unit, share, a.stages);
         clear(mine.sums);
-        if (level_steps == 0)
-            fill_levels(mine.tables, a, expert, stretch.row_block, 0, place.ring);
+        fill_levels(mine.tables, a, expert, stretch.row_block, place.ring);
 #pragma unroll 1
         for (int stage = stretch.first; stage < stretch.last; ++stage, ++unit) {
             const int slot = mine.turn.slot;
             barrier_wait(pipeline.full + slot, mine.turn.round);
 #pragma unroll unrolled_steps
-            for (int step = 0; step < steps; ++step) {
-                if (level_steps > 0 && step % level_steps == 0)
-                    fill_levels(mine.tables, a, expert, stretch.row_block,
-                                (stage * steps + step) / level_steps, place.ring);
-                decode_one(pipeline, hands, pipeline.stages + slot * stage_bytes, step, place,
-                           memory, mine);
-            }
+            for (int step = 0; step < steps; ++step)
+                decode_one(hands, pipeline.stages + slot * stage_bytes, step, place, memory, mine);
             barrier_arrive(pipeline.empty + slot);
             advance(mine.turn);
         }

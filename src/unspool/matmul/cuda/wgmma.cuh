@@ -56,15 +56,13 @@ struct Consumer {
 };
 
 UNSPOOL_DEVICE void use_stage(
-    const char* stage, const Arguments& a, int expert, int row_block, int stage_number, bool last,
-    const Place& place, Consumer& mine, Barrier* previous) {
+    const char* stage, int stage_number, bool last, const Place& place, Consumer& mine,
+    Barrier* previous) {
     const char* scales = stage + code_bytes;
     const unsigned long long tokens_of = tokens_at(stage + unit_bytes);
 #pragma unroll unrolled_steps
     for (int step = 0; step < steps; ++step) {
-        if (level_steps > 0 && step % level_steps == 0)
-            fill_levels(mine.tables, a, expert, row_block,
-                        (stage_number * steps + step) / level_steps, place.ring);
+        change_tables(mine.tables, stage, step, place);
         word words[step_words];
         const char* stored = stage + 4 * threads * step_words * step;
         if (operand_sets == 2) load_words(stored, place.thread, words);
@@ -73,7 +71,7 @@ UNSPOOL_DEVICE void use_stage(
         if (step == operand_sets - 1 && previous) barrier_arrive(previous);
         Weights& weights = mine.weights[step % operand_sets];
         decode_step(words, mine.tables, weights);
-        if (scale_mode == in_registers) scale_step(scales, step, place, weights);
+        if (scale_mode == in_registers) scale_step(mine.tables, weights);
         const bool begins = scale_mode == in_sums && step % scale_steps == 0;  // a block's sums
         multiply_step(weights, tokens_of + 2 * columns * slices * step, !begins,
                       added_to(in_parts, mine.sums, mine.part));
@@ -101,13 +99,12 @@ UNSPOOL_DEVICE void consume(
         const Stretch stretch = stretch_at(unit, share, a.stages);
         clear(mine.sums);
         clear(mine.part);
-        if (level_steps == 0)
-            fill_levels(mine.tables, a, expert, stretch.row_block, 0, place.ring);
+        fill_levels(mine.tables, a, expert, stretch.row_block, place.ring);
 #pragma unroll 1
         for (int stage = stretch.first; stage < stretch.last; ++stage, ++unit, advance(turn)) {
             barrier_wait(pipeline.full + turn.slot, turn.round);
-            use_stage(pipeline.stages + turn.slot * stage_bytes, a, expert, stretch.row_block,
-                      stage, stage + 1 == stretch.last, place, mine, previous);
+            use_stage(pipeline.stages + turn.slot * stage_bytes, stage, stage + 1 == stretch.last,
+                      place, mine, previous);
             previous = pipeline.empty + turn.slot;
         }
         wgmma_wait<0>();

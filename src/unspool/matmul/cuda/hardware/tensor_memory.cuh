@@ -51,17 +51,30 @@ UNSPOOL_DEVICE void tmem_store_wait() {
     asm volatile("tcgen05.wait::st.sync.aligned;" ::: "memory");
 }
 
-// A warp loads 16 lanes x 8 columns, a D fragment: r[0], r[1] lane g columns 2 t, 2 t + 1; r[2],
-// r[3] lane g + 8. The registers may be used after tmem_load_wait.
-UNSPOOL_DEVICE void tmem_load_fragment(word address, float (&r)[4]) {
-    asm volatile("tcgen05.ld.sync.aligned.16x256b.x1.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(r[0]), "=f"(r[1]), "=f"(r[2]), "=f"(r[3]) : "r"(address) : "memory");
+// A warp loads 16 lanes x 16 columns, two D fragments: r[0], r[1] lane g columns 2 t, 2 t + 1; r[2],
+// r[3] lane g + 8; the others eight columns on. The registers may be used after tmem_load_wait.
+UNSPOOL_DEVICE void tmem_load_fragments(word address, float (&r)[8]) {
+    asm volatile("tcgen05.ld.sync.aligned.16x256b.x2.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"
+                 : "=f"(r[0]), "=f"(r[1]), "=f"(r[2]), "=f"(r[3]), "=f"(r[4]), "=f"(r[5]),
+                   "=f"(r[6]), "=f"(r[7])
+                 : "r"(address) : "memory");
 }
-UNSPOOL_DEVICE void tmem_load_fragment(word address, int (&r)[4]) {
-    asm volatile("tcgen05.ld.sync.aligned.16x256b.x1.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+UNSPOOL_DEVICE void tmem_load_fragments(word address, int (&r)[8]) {
+    asm volatile("tcgen05.ld.sync.aligned.16x256b.x2.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]), "=r"(r[4]), "=r"(r[5]),
+                   "=r"(r[6]), "=r"(r[7])
+                 : "r"(address) : "memory");
 }
 UNSPOOL_DEVICE void tmem_load_wait() { asm volatile("tcgen05.wait::ld.sync.aligned;" ::: "memory"); }
+// No instruction: the registers are read behind the wait and not before.
+UNSPOOL_DEVICE void tmem_loaded(float (&r)[8]) {
+    asm volatile("" : "+f"(r[0]), "+f"(r[1]), "+f"(r[2]), "+f"(r[3]), "+f"(r[4]), "+f"(r[5]),
+                      "+f"(r[6]), "+f"(r[7]));
+}
+UNSPOOL_DEVICE void tmem_loaded(int (&r)[8]) {
+    asm volatile("" : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3]), "+r"(r[4]), "+r"(r[5]),
+                      "+r"(r[6]), "+r"(r[7]));
+}
 
 UNSPOOL_DEVICE void tmem_fence_before() {
     asm volatile("tcgen05.fence::before_thread_sync;" ::: "memory");

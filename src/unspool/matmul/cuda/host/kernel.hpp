@@ -38,8 +38,8 @@ void check_global_write(const void* at, int bytes, int alignment);
 void wait_for_copies(int pending);
 // d: sums of four bytes each, FP32 or for s8 whole numbers
 void warp_mma(Kind kind, void* d, const word* a, word b0, word b1);
-void warp_mma_scaled(
-    float* d, const word* a, word b0, word b1, word scale_a, word scale_b, int pair, int thread);
+void warp_mma_scaled(Kind kind, float* d, const word* a, word b0, word b1, word scale_a,
+                     word scale_b, int pair, int thread, int byte);
 void group_mma(Kind kind, int n, void* d, const word* a, unsigned long long b, bool adds);
 void wait_for_groups(int pending);
 // Where scales stand in tensor memory, of either operand: only of kinds that have some.
@@ -117,20 +117,29 @@ word e2m1_of(float x, float y, float z, float w);
 void load_matrices(word (&r)[4], const void* row);
 void load_matrices(word (&r)[2], const void* row);
 template <Kind kind>
-void mma(float (&d)[4], const word (&a)[4], word b0, word b1) {
+void mma(float (&d)[4], const float (&c)[4], const word (&a)[4], word b0, word b1) {
     static_assert(kind != Kind::s8, "sums of INT8 are whole");
+    std::memmove(d, c, sizeof d);
     host::warp_mma(kind, d, a, b0, b1);
 }
 template <Kind kind>
-void mma(int (&d)[4], const word (&a)[4], word b0, word b1) {
+void mma(int (&d)[4], const int (&c)[4], const word (&a)[4], word b0, word b1) {
     static_assert(kind == Kind::s8, "whole sums are of INT8");
+    std::memmove(d, c, sizeof d);
     host::warp_mma(kind, d, a, b0, b1);
 }
 template <Kind kind>
 void mma_scaled(float (&d)[4], const word (&a)[4], word b0, word b1, word scale_a, word scale_b,
                 int pair_a, int thread_b) {
     static_assert(kind == Kind::mxf4nvf4, "no block scales here");
-    host::warp_mma_scaled(d, a, b0, b1, scale_a, scale_b, pair_a, thread_b);
+    host::warp_mma_scaled(kind, d, a, b0, b1, scale_a, scale_b, pair_a, thread_b, 0);
+}
+template <Kind kind>
+void mma_mx(float (&d)[4], const float (&c)[4], const word (&a)[4], word b0, word b1, word scale_a,
+            int pair_a, int byte_a) {
+    static_assert(kind != Kind::mxf4nvf4 && kind != Kind::s8 && kind != Kind::f16, "no E8M0 here");
+    std::memmove(d, c, sizeof d);
+    host::warp_mma_scaled(kind, d, a, b0, b1, scale_a, 0x7F7F7F7F, pair_a, 0, byte_a);
 }
 
 void wgmma_fence();
@@ -156,14 +165,16 @@ void tmem_store(word address, const word (&r)[4]);
 void tmem_store_lanes(word address, const word (&r)[4]);
 void tmem_store_wait();
 namespace host {
-void load_fragment(word address, void* r);
+void load_fragments(word address, void* r);
 }
 template <class T>
-void tmem_load_fragment(word address, T (&r)[4]) {
+void tmem_load_fragments(word address, T (&r)[8]) {
     static_assert(sizeof(T) == 4, "a lane has 32 bits a column");
-    host::load_fragment(address, r);
+    host::load_fragments(address, r);
 }
 void tmem_load_wait();
+template <class T>
+void tmem_loaded(T (&)[8]) {}
 void tmem_fence_before();
 void tmem_fence_after();
 UNSPOOL_DEVICE word product_of(Kind kind, int n);  // hardware/tensor_memory.cuh

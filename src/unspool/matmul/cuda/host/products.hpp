@@ -58,21 +58,31 @@ word slice_product(Kind kind, word sum, const A& a, const B& b) {
 
 constexpr int slice_scales = 4;  // of a row or column, one per 16 operands
 
-inline double scale_value(word bits) {
+inline double scale_value(Kind kind, word bits) {
+    if (kind != Kind::mxf4nvf4) {  // E8M0
+        if (bits == 0xFF) engine()->fail("a scale that is NaN");
+        return std::ldexp(1.0, int(bits) - 127);
+    }
     if (bits & 0x80) engine()->fail("a scale with a sign: they are E4M3 without one");
     return e4m3_values()[bits];
 }
 
-// The same of packed E2M1, of which either side has its scales.
-inline float scaled_slice_product(
-    float sum, const word* a, const word* b, const double* of_a, const double* of_b) {
+// The sum of products of two words: packed E2M1, or of 8-bit operands.
+inline double scaled_word_product(Kind kind, word a, word b) {
+    if (kind != Kind::mxf4nvf4) return word_product(kind, a, b);
+    double sum = 0;
+    for (int bit = 0; bit < 32; bit += 4)
+        sum += e2m1_values()[a >> bit & 15] * e2m1_values()[b >> bit & 15];
+    return sum;
+}
+
+// The same of a slice of which either side has its scales.
+inline float scaled_slice_product(Kind kind, float sum, const word* a, const word* b,
+                                  const double* of_a, const double* of_b) {
     double total = 0;
     for (int w = 0; w < slice_words; ++w) {
-        double words = 0;
-        for (int bit = 0; bit < 32; bit += 4)
-            words += e2m1_values()[a[w] >> bit & 15] * e2m1_values()[b[w] >> bit & 15];
         const int block = w * slice_scales / slice_words;
-        total += words * of_a[block] * of_b[block];
+        total += scaled_word_product(kind, a[w], b[w]) * of_a[block] * of_b[block];
     }
     return float(sum + total);
 }
@@ -105,11 +115,12 @@ inline void warp_product(Meeting& meeting) {
 }
 
 struct ScaledProduct {
+    Kind kind;
     float* d;
     const word* a;
     word b[2];
     word scale_a, scale_b;
-    int pair_a, thread_b;
+    int pair_a, thread_b, byte;
 };
 
 inline void scaled_product(Meeting& meeting) {
@@ -118,25 +129,32 @@ inline void scaled_product(Meeting& meeting) {
     const auto of = [&](int lane) -> ScaledProduct& {
         return *static_cast<ScaledProduct*>(meeting.arrived[lane].second);
     };
+    const ScaledProduct& first = of(0);
+    const bool four = first.kind == Kind::mxf4nvf4;
     for (int lane = 0; lane < warp_lanes; ++lane) {
         const ScaledProduct& mine = of(lane);
-        if (mine.pair_a != of(0).pair_a || mine.thread_b != of(0).thread_b)
+        if (mine.pair_a != first.pair_a || mine.thread_b != first.thread_b ||
+            mine.byte != first.byte)
             engine()->fail("lanes of a warp select different scales");
         for (int i = 0; i < 4; ++i) a[a_spot(lane, i).row][a_spot(lane, i).column] = mine.a[i];
         for (int i = 0; i < 2; ++i) b[b_spot(lane, i).row][b_spot(lane, i).column] = mine.b[i];
         for (int i = 0; i < slice_scales; ++i) {
             const Spot from_a = scale_a_spot(lane, i), from_b = scale_b_spot(lane, i);
+            const int byte = four ? i : mine.byte;  // of columns the first: all are one
             if (scale_a_spot_selector(lane) == mine.pair_a)
-                of_a[from_a.row][from_a.column] = scale_value(mine.scale_a >> 8 * i & 0xFF);
+                of_a[from_a.row][from_a.column] =
+                    scale_value(mine.kind, mine.scale_a >> 8 * byte & 0xFF);
             if (scale_b_spot_selector(lane) == mine.thread_b)
-                of_b[from_b.row][from_b.column] = scale_value(mine.scale_b >> 8 * i & 0xFF);
+                of_b[from_b.row][from_b.column] =
+                    scale_value(mine.kind, mine.scale_b >> 8 * (four ? i : 0) & 0xFF);
         }
     }
     for (int lane = 0; lane < warp_lanes; ++lane)
         for (int i = 0; i < 4; ++i) {
             const Spot spot = d_spot(lane, i);
-            of(lane).d[i] = scaled_slice_product(of(lane).d[i], a[spot.row], b[spot.column],
-                                                 of_a[spot.row], of_b[spot.column]);
+            of(lane).d[i] =
+                scaled_slice_product(first.kind, of(lane).d[i], a[spot.row], b[spot.column],
+                                     of_a[spot.row], of_b[spot.column]);
         }
 }
 
@@ -176,9 +194,9 @@ void host::warp_mma(Kind kind, void* d, const word* a, word b0, word b1) {
     all.meet(all.warp_place(), "mma", host::warp_lanes, &mine, host::warp_product);
 }
 
-void host::warp_mma_scaled(
-    float* d, const word* a, word b0, word b1, word scale_a, word scale_b, int pair, int thread) {
-    host::ScaledProduct mine{d, a, {b0, b1}, scale_a, scale_b, pair, thread};
+void host::warp_mma_scaled(Kind kind, float* d, const word* a, word b0, word b1, word scale_a,
+                           word scale_b, int pair, int thread, int byte) {
+    host::ScaledProduct mine{kind, d, a, {b0, b1}, scale_a, scale_b, pair, thread, byte};
     host::Engine& all = *host::engine();
     all.meet(all.warp_place(), "mma_scaled", host::warp_lanes, &mine, host::scaled_product);
 }

@@ -18,7 +18,7 @@ struct TensorStore {
 
 struct TensorLoad {
     void* to;
-    word values[4];
+    word values[8];
 };
 
 struct TensorState {
@@ -148,7 +148,7 @@ inline SliceScales scales_of(word address, int row, const Actor& unit) {
                                  int(address & 0xFFFF) + spot.column / 4);
         tensor().shadow.read(cell, unit);
         const double scale =
-            scale_value(tensor().words[cell] >> 8 * (spot.column % 4) & 0xFF);
+            scale_value(Kind::mxf4nvf4, tensor().words[cell] >> 8 * (spot.column % 4) & 0xFF);
         if (i < slice_scales)
             found[i] = scale;
         else if (scale != found[i % slice_scales])
@@ -161,7 +161,7 @@ inline word scaled_slice_bits(word sum, const word* a, const word* b, const Slic
                               const SliceScales& of_b) {
     float value;
     std::memcpy(&value, &sum, 4);
-    value = scaled_slice_product(value, a, b, of_a.data(), of_b.data());
+    value = scaled_slice_product(Kind::mxf4nvf4, value, a, b, of_a.data(), of_b.data());
     std::memcpy(&sum, &value, 4);
     return sum;
 }
@@ -285,18 +285,20 @@ void tmem_store_wait() {
 }
 
 // Until the load is waited for, registers hold NaN (2143289344 of whole numbers).
-void host::load_fragment(word address, void* r) {
+void host::load_fragments(word address, void* r) {
     host::tensor_used();
     const int lane = host::first_lane(address), column = int(address & 0xFFFF);
-    const float meanwhile[4] = {NAN, NAN, NAN, NAN};
-    std::memcpy(r, meanwhile, sizeof meanwhile);
-    host::meet_warp("tmem_load_fragment", r, [&](host::Meeting& meeting) {
+    for (int i = 0; i < 8; ++i) {
+        const float meanwhile = NAN;
+        std::memcpy(static_cast<char*>(r) + 4 * i, &meanwhile, 4);
+    }
+    host::meet_warp("tmem_load_fragments", r, [&](host::Meeting& meeting) {
         const host::Actor actor = host::leader_of(meeting);
         for (const auto& [thread, given] : meeting.arrived) {
             host::TensorLoad load{given, {}};
-            for (int i = 0; i < 4; ++i) {
-                const auto spot = host::load_spot(thread % host::warp_lanes, i);
-                const int cell = host::cell_of(lane + spot.row, column + spot.column);
+            for (int i = 0; i < 8; ++i) {
+                const auto spot = host::load_spot(thread % host::warp_lanes, i % 4);
+                const int cell = host::cell_of(lane + spot.row, column + i / 4 * 8 + spot.column);
                 host::tensor().shadow.read(cell, actor);
                 load.values[i] = host::tensor().words[cell];
             }
