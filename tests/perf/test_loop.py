@@ -12,6 +12,7 @@ import pytest
 from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.jit import OPTIONS
+from unspool.matmul.cuda.launch import most_blocks, tokens_of
 from unspool.matmul.cuda.library import expansion
 from unspool.matmul.cuda.recipe import RUN_COLUMNS, TERMS, recipe
 from unspool.matmul.cuda.source import (
@@ -161,6 +162,25 @@ def test_the_kernel_that_makes_int8_activations_does_not_spill(tools, columns):
     rounded = sum(opcode.startswith("F2I") for opcode in found.opcodes)
     assert rounded == 4 * columns // (RUN_COLUMNS * ROTATE_WARPS)  # four columns a lane and run
     assert found.spills == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["t2-e2m1", *(pytest.param(n, marks=pytest.mark.slow) for n in FORMATS)]
+)
+def test_as_many_blocks_of_tcgen05_as_are_launched_share_the_registers(tools, name):
+    for activations in TERMS:
+        try:
+            made = recipe(FORMATS[name], MACHINES["sm100"], activations)
+        except DeclarationError:
+            continue
+        for tokens in {tokens_of(made, m) for m in (16, 64)}:
+            kernel = multiply_kernel(made, tokens=tokens, output="bfloat16", slots=2)
+            cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
+            found = kernels(tools.disassemble(cubin), cubin)[kernel.name]
+            warps = most_blocks(made, tokens) * kernel.threads // 32
+            each = -(-found.registers // 8) * 8 * 32  # registers come in 256 a warp
+            assert -(-warps // 4) * each <= (1 << 16) // 4  # of the quarter with the most warps
+            assert found.spills == 0
 
 
 @pytest.mark.parametrize(("name", "machine"), [("nvfp4", "sm120"), ("int4", "sm90"), *EVERY])

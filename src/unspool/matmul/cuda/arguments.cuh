@@ -5,7 +5,7 @@
 //   threads        128: a warpgroup                     token_blocks, terms   columns of the product
 //   steps          of a stage                           slices                of a step
 //   step_words     stored words of a thread's step      ring_words, rings     of a thread's step
-//   code_bytes, unit_bytes, table_bytes, level_steps, block_scaled, scale_rows, scale_words,
+//   code_bytes, unit_bytes, table_bytes, level_steps, block_scaled, scale_rows, scale_words and
 //   token_scale_bytes                                   as recipe.py has them
 //   scale_steps    that share what is fetched or done once per block
 //   whole          whether sums are whole numbers

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unspool.errors import UnspoolError
 from unspool.matmul.cuda.geometry import BLOCK_ROWS
-from unspool.matmul.cuda.recipe import Recipe
+from unspool.matmul.cuda.recipe import NARROW_COLUMNS, Recipe
 
 MOST_PRODUCT = 1 << 31
 """Units times blocks must be less: kernels divide in 32 bits."""
@@ -16,8 +16,8 @@ RESERVED = 1024
 """Bytes of shared memory that CUDA takes of every block."""
 
 MOST_BLOCKS = {"mma_sync": 3, "wgmma": 2, "tcgen05": 2}
-"""Blocks of a multiprocessor that registers (118 to 172, 140 to 255, 118 to 200 a thread) and
-tensor memory (half of it each) leave room for; more would only make more partial sums."""
+"""Blocks of a multiprocessor for which registers (168 a thread each) and tensor memory (half of it
+each) may do; more would only make more partial sums."""
 
 USUAL_TOKENS = 16
 """What a GPU's number of blocks is made for: it must not depend on m."""
@@ -108,8 +108,19 @@ def tokens_of(made: Recipe, m: int) -> int:
     return tokens
 
 
+def most_blocks(made: Recipe, tokens: int) -> int:
+    """MOST_BLOCKS, but one where 168 registers would be too few, in tiles of so many tokens.
+
+    wgmma takes 220 to 255 beside several terms; tcgen05 as many in tiles of more than 32 columns.
+    """
+    several = made.loop == "wgmma" and made.terms > 1
+    wide = made.loop == "tcgen05" and tokens * made.terms > NARROW_COLUMNS
+    return 1 if several or wide else MOST_BLOCKS[made.loop]
+
+
 SLOTS = range(6, 1, -1)
-"""Stages in flight: as many as leave room for a second block, for one can wait for the other."""
+"""Stages in flight: as many as leave room for a second block, where registers do, for one can wait
+for the other."""
 
 
 def slots_of(made: Recipe, tokens: int, *, per_block: int, per_processor: int) -> tuple[int, int]:
@@ -117,12 +128,13 @@ def slots_of(made: Recipe, tokens: int, *, per_block: int, per_processor: int) -
 
     Raises UnspoolError where not even two stages fit.
     """
-    for at_least in (2, 1):
+    most = most_blocks(made, tokens)
+    for at_least in range(min(2, most), 0, -1):
         for slots in SLOTS:
             needed = made.shared_bytes(tokens, slots) + RESERVED
             blocks = per_processor // needed
             if needed <= per_block + RESERVED and blocks >= at_least:
-                return slots, min(blocks, MOST_BLOCKS[made.loop])
+                return slots, min(blocks, most)
     raise UnspoolError(
         "two stages do not fit into shared memory",
         where=f"{made.format.name} on {made.machine.name}, {tokens} tokens",

@@ -18,6 +18,7 @@ from unspool.decode.lower_scaled import unmoved
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.activations import TERM_STEP, largest_of, smallest_of
 from unspool.matmul.cuda.geometry import THREADS, Geometry
+from unspool.matmul.cuda.launch import most_blocks
 from unspool.matmul.cuda.library import Expansion
 from unspool.matmul.cuda.recipe import (
     BFLOAT16,
@@ -45,6 +46,10 @@ _LOOP_FILES = {
 LOOP_THREADS: Mapping[str, int] = {
     "mma_sync": THREADS, "wgmma": THREADS + 32, "tcgen05": THREADS + 64
 }  # fmt: skip
+
+BOUNDED = ("tcgen05",)
+"""Main loops whose registers are kept to what `most_blocks` leaves each: of 179 to 218, 168 do
+without spills. mma.sync's take no more where three blocks find shared memory."""
 
 Constant = int | float | str
 """Of a kernel: an integer, a float32, a kind of product."""
@@ -98,7 +103,9 @@ def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Ke
         "promote_stages": PROMOTED_STAGES if narrow else 0,
     }
     text = "".join((
-        *_hardware(LOOP_THREADS[made.loop]),
+        *_hardware(
+            LOOP_THREADS[made.loop], most_blocks(made, tokens) if made.loop in BOUNDED else 1
+        ),
         *_decoder(made, constants, made.geometry),
         *(_file(name) for name in ("share.cuh", "finish.cuh")),
         _wgmma(made, tokens * made.terms) if made.loop == "wgmma" else "",
@@ -316,10 +323,11 @@ def _float(value: float) -> str:
     return f"{value.hex()}f"
 
 
-def _hardware(threads: int) -> tuple[str, ...]:
+def _hardware(threads: int, blocks: int = 1) -> tuple[str, ...]:
     return (
         header(),
         f"#define UNSPOOL_THREADS {threads}\n",
+        f"#define UNSPOOL_BLOCKS {blocks}\n",
         *(_file(f"hardware/{name}.cuh") for name in HARDWARE),
     )
 

@@ -1,8 +1,10 @@
 // Threads, shared and global memory, barriers of a block. The twins stand in ../host.
 #ifdef __CUDACC__
 
-#define UNSPOOL_KERNEL(name, type, argument) \
-    extern "C" __global__ void __launch_bounds__(UNSPOOL_THREADS, 1) name(const type argument)
+// UNSPOOL_BLOCKS of them leave each other registers enough on a multiprocessor.
+#define UNSPOOL_KERNEL(name, type, argument)                                         \
+    extern "C" __global__ void __launch_bounds__(UNSPOOL_THREADS, UNSPOOL_BLOCKS)     \
+    name(const type argument)
 
 namespace unspool {
 
