@@ -1,7 +1,7 @@
 """The fronts of the explorer's committed runs as one picture: `python bench/fronts.py [FILE]`.
 
 Reads results/explore-*-sm*.json, draws docs/fronts.png: error over the bound against
-instructions per weight, found codes as lines, published ones as squares.
+instructions per weight, found codes as circles, published ones as squares.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def draw(path: Path) -> None:
         over = 4.0 ** asked["bits"]
         ours = sorted((r["total"], r["mse"] * over) for r in run["rows"] if r["found"])
         label = f"{asked['bits']:g} bits to {asked['operand']}, {asked['target']}"
-        for key in ("memory", "seed"):
+        for key in ("memory", "lanes", "end", "seed"):
             label += f", {key} {asked[key]}" if asked.get(key) else ""
         axes.plot(*zip(*ours, strict=True), "o-", markersize=4, label=label)
         others = [r for r in run["rows"] if not r["found"] and r["total"] is not None]

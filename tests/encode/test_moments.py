@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unspool.encode.moments import DAMPING, LARGEST_SHARE, shrinkage
+from unspool.encode.moments import DAMPING, LARGEST_SHARE, needed, shrinkage
 
 K = 64
 
@@ -36,6 +36,12 @@ def test_of_many_tokens_it_is_below_the_usual_damping() -> None:
     spectrum = (1.0 + np.arange(K)) ** -1.0
     assert shrinkage(summed(spectrum, 64 * K), 64 * K) < DAMPING
     assert shrinkage(summed(spectrum, 2 * K), 2 * K) > 10 * DAMPING
+
+
+def test_flat_moments_of_much_text_are_hardly_damped() -> None:
+    assert needed(summed(np.ones(K), 1000 * K), 1000 * K) <= 1e-3
+    few = summed((1.0 + np.arange(K)) ** -1.0, 2 * K)
+    assert needed(few, 2 * K) == shrinkage(few, 2 * K)
 
 
 def test_of_a_token_or_of_nothing_it_is_the_largest() -> None:

@@ -10,13 +10,13 @@ from unspool.decode.lower import lowerings, operations
 from unspool.decode.lowering import reorder, run
 from unspool.decode.machine import MACHINES, Slot
 from unspool.errors import DeclarationError
-from unspool.explore.genome import TABLE, TAIL, End, Genome, Step
+from unspool.explore.genome import SUM, TABLE, TAIL, End, Genome, Step
 from unspool.explore.moves import changed, drawn
 from unspool.explore.programs import FIELDS
 from unspool.explore.score import estimated
 from unspool.explore.space import Space
 from unspool.pack.proof import expected, rings, wrong
-from unspool.spec.operand import E2M1, E4M3, OPERANDS
+from unspool.spec.operand import E2M1, E4M3, INT8, OPERANDS
 
 PRODUCT = Step("multiply", 0, constant=0x97E6B60B, addend=5)
 
@@ -141,5 +141,10 @@ def test_a_space_of_one_end_and_so_many_weights_a_step_has_nothing_else():
     for _ in range(20):
         assert (genome.lanes, genome.end.op) == (4, TABLE)
         genome = changed(space, random, genome)
+    sums = Space.of(2, INT8, memory=8, end=SUM)
+    assert {lanes for _, lanes in sums.shapes} == {1, 2}
+    assert all(drawn(sums, random).end.op == SUM for _ in range(20))
+    with pytest.raises(DeclarationError, match=r"^lanes: .*found 3; allowed: \[2, 4, 8\]"):
+        Space.of(1, E2M1, lanes=3)
     with pytest.raises(DeclarationError, match=r"no such end to E2M1; .*found halves"):
         Space.of(2, E2M1, end="halves")

@@ -74,9 +74,9 @@ def shrinkage(inputs: Float[np.ndarray, "k k"], tokens: int) -> float:
     """The damping that sums over few tokens need: what lies between them and the moments of all
     text is least with so much of the identity added (OAS, Chen, Wiesel, Eldar and Hero 2010).
 
-    About k / tokens where all directions are alike, less where the tokens agree on a few; far below
-    DAMPING for the text that a layer needs anyhow, and without bound for a handful of tokens,
-    where encoding becomes plain rounding.
+    About k / tokens over the squared variation of the eigenvalues: far below DAMPING where these
+    differ and the text is long, without bound where they are alike or the tokens a handful. Near
+    the identity that changes no rounding, but it would switch the drift's solution off: `needed`.
     """
     k = len(inputs)
     trace = float(np.trace(inputs, dtype=np.float64))
@@ -84,6 +84,11 @@ def shrinkage(inputs: Float[np.ndarray, "k k"], tokens: int) -> float:
     spread = (tokens + 1 - 2 / k) * (square - trace**2 / k)
     share = ((1 - 2 / k) * square + trace**2) / spread if spread > 0 else 1.0
     return share / (1 - share) if share < LARGEST_SHARE else LARGEST_SHARE / (1 - LARGEST_SHARE)
+
+
+def needed(inputs: Float[np.ndarray, "k k"], tokens: int) -> float:
+    """`shrinkage`, at most k / tokens: the relative error of the moments, whatever their shape."""
+    return min(shrinkage(inputs, tokens), len(inputs) / max(tokens, 1))
 
 
 def wanted(

@@ -18,7 +18,7 @@ from unspool.errors import DeclarationError
 from unspool.explore import moves, score
 from unspool.explore.front import Found
 from unspool.explore.genome import Genome
-from unspool.explore.refine import refined
+from unspool.explore.refine import UntrainableError, refined
 from unspool.explore.space import Space
 from unspool.spec.code import Code
 
@@ -66,20 +66,24 @@ class ProgramHunt:
     def scored(self, genome: Genome, best: Sequence[Found]) -> Found | None:
         """What a program is worth; None where its values are all zero or do not follow any weights,
         or no lowering serves."""
+        code = self.space.code(genome)
         try:
-            return self._scored(genome, best)
+            cost = score.estimated(code, machine(self.target))
+            code = score.fitted(code)
         except DeclarationError:
             return None
+        try:
+            return self._raced(genome, code, cost, best)
+        except UntrainableError:
+            return None
 
-    def _scored(self, genome: Genome, best: Sequence[Found]) -> Found:
-        code = self.space.code(genome)
+    def _raced(self, genome: Genome, code: Code, cost: float, best: Sequence[Found]) -> Found:
         screen, race, final = (
             score.Sample(weights=weights, seed=self.seed + i)
             for i, weights in enumerate((score.SCREEN, score.RACE, score.FINAL))
         )
-        cost = score.estimated(code, machine(self.target))
         rivals = [each for each in best if each.cost <= cost]
-        trained, code = self._trained(genome, score.fitted(code), 0)
+        trained, code = self._trained(genome, code, 0)
         screened = score.distortion(code, screen)
         found = Found(genome=genome, sigma=code.sigma or 0.0, cost=cost, screened=screened)
         if screened > NEAR * min((each.screened for each in rivals), default=1.0):

@@ -31,6 +31,10 @@ PRIOR = 8
 65,536 weights for each, whose mean alone is 6 % worse on others."""
 
 
+class UntrainableError(DeclarationError):
+    """A book that no training helps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ties:
     """Which operand of the book every lane of every state is, and with which sign."""
@@ -44,7 +48,7 @@ def refined(
 ) -> tuple[Genome, float]:
     """The genome with a trained book, and its sigma.
 
-    Raises DeclarationError where the values do not follow the weights: all states have one.
+    Raises UntrainableError where the values do not follow the weights: all states have one.
     """
     assert genome.end is not None
     code = space.code(genome, sigma)
@@ -59,7 +63,7 @@ def refined(
         chosen = decoded[states].astype(np.float64)
         along = float((chosen * weights).sum())
         if along <= 0:
-            raise DeclarationError("the values follow no weights", where=f"code {code.name}")
+            raise UntrainableError("the values follow no weights", where=f"code {code.name}")
         sigma = float((chosen**2).sum()) / along
         book = values.nearest(_means(table / sigma, found, states, weights) * sigma)
     trained = replace(book_of(genome), operands=tuple(int(bits) for bits in book))

@@ -62,7 +62,17 @@ class Space:
                 f"no such end to {operand.name}", where="end", found=end,
                 allowed=FIELDS[operand].ends,
             )  # fmt: skip
-        shapes = _shapes(bits, operand, memory, lanes)
+        shapes = tuple(
+            s for s in _shapes(bits, operand, memory, lanes) if _ends_in(end, operand, s)
+        )
+        if not shapes and (lanes is not None or end is not None):
+            able = {
+                n for _, n in _shapes(bits, operand, memory, None) if _ends_in(end, operand, (0, n))
+            }
+            raise DeclarationError(
+                "no programs of so many weights a step", where="lanes", found=lanes or "any",
+                allowed=f"{sorted(able) or 'nothing with this end'}; 1 with a memory alone",
+            )  # fmt: skip
         if not shapes:
             raise DeclarationError(
                 "no codes of this rate", where="bits", found=bits,
@@ -71,7 +81,9 @@ class Space:
         signed = tuple(
             (window, lanes)
             for window, lanes in _shapes(bits - 1, operand, memory, lanes)
-            if may_have_signs(operand, lanes) and window + lanes <= MOST_WINDOW
+            if may_have_signs(operand, lanes)
+            and window + lanes <= MOST_WINDOW
+            and _ends_in(end, operand, (window, lanes))
         )
         return cls(bits=bits, operand=operand, shapes=shapes, signed=signed, end=end)
 
@@ -93,6 +105,11 @@ class Space:
             program=program(genome, self.operand),
             sigma=sigma,
         )
+
+
+def _ends_in(end: str | None, operand: Operand, shape: tuple[int, int]) -> bool:
+    """Whether programs of a shape can have that end; any can where none is asked for."""
+    return end is None or end in ends(operand, shape[1])
 
 
 def _shapes(

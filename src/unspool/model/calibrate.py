@@ -27,7 +27,7 @@ from unspool.encode.blas import in_threads, one_thread, slices
 from unspool.encode.encode import Share, alone, strip_count
 from unspool.encode.encode import encode as plainly
 from unspool.encode.ldlq import Calibration, encode_calibrated
-from unspool.encode.moments import Moments, shrinkage
+from unspool.encode.moments import Moments, needed
 from unspool.errors import ModelError
 from unspool.matmul.reference import decode
 from unspool.model.blocks import Blocks
@@ -295,7 +295,7 @@ def _encoded(
             where=name,
             share=share,
         )
-    damping = max(plan.how.damping, shrinkage(sums.inputs, sums.tokens))
+    damping = max(plan.how.damping, needed(sums.inputs, sums.tokens))
     drift = sums.drift
     if sums.moved is not None:
         moved, rows = sums.moved, slices(len(weight), BLOCK)

@@ -1,7 +1,8 @@
 """Codes that the explorer found, as the files that `unspool explore --save` writes: data/found.
 
 Each is a row of a committed run, bench/results/explore-*.json, under a name of ours; its source is
-the run's command, and docs/findings.md shows the fronts. `unspool formats show NAME` prints the
+the run's command, whose file names the commit: another one's draws are others. docs/findings.md
+shows the fronts. `unspool formats show NAME` prints the
 program: p and h are the low and the high word of a product, r what a step leaves, `word` the
 operands side by side.
 """
