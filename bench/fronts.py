@@ -23,10 +23,10 @@ NAMES = {"exl3-mul1": "QTIP, EXL3, {:g} bits", "Humming": "Humming, {:g} bits"}
 """What stands beside published codes; four of them are one group."""
 
 
-def runs() -> list[dict[str, Any]]:
-    """What the files of GPU runs say."""
+def runs() -> dict[str, dict[str, Any]]:
+    """What the files of GPU runs say, by name."""
     files = sorted((HERE / "results").glob("explore-*-sm*.json"))
-    return [json.loads(file.read_text()) for file in files]
+    return {file.stem.removeprefix("explore-"): json.loads(file.read_text()) for file in files}
 
 
 def draw(path: Path) -> None:
@@ -37,24 +37,21 @@ def draw(path: Path) -> None:
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     panels = FigureCanvasAgg(figure).figure.subplots(1, len(PANELS), sharey=True)
     shown: set[float] = set()
-    for run in runs():
+    for name, run in runs().items():
         asked = run["settings"]
         axes = next(a for a, rates in zip(panels, PANELS, strict=True) if asked["bits"] in rates)
         over = 4.0 ** asked["bits"]
         ours = sorted((r["total"], r["mse"] * over) for r in run["rows"] if r["found"])
-        label = f"{asked['bits']:g} bits to {asked['operand']}, {asked['target']}"
-        for key in ("memory", "lanes", "end", "seed"):
-            label += f", {key} {asked[key]}" if asked.get(key) else ""
-        axes.plot(*zip(*ours, strict=True), "o-", markersize=4, label=label)
+        axes.plot(*zip(*ours, strict=True), "o-", markersize=4, label=name.replace("-", " "))
         others = [r for r in run["rows"] if not r["found"] and r["total"] is not None]
         others = [r for r in others if math.isfinite(r["total"])]
         if asked["bits"] not in shown and others:
             shown.add(asked["bits"])
             axes.plot([r["total"] for r in others], [r["mse"] * over for r in others], "ks", ms=4)
-            for name in ("exl3-mul1", "Humming"):
+            for peer in ("exl3-mul1", "Humming"):
                 for row in others:
-                    if row["name"].startswith(name):
-                        text = NAMES[name].format(asked["bits"])
+                    if row["name"].startswith(peer):
+                        text = NAMES[peer].format(asked["bits"])
                         axes.annotate(text, (row["total"], row["mse"] * over), (-6, 9), ha="center",
                                       fontsize="small", textcoords="offset points")  # fmt: skip
     for axes in panels:
