@@ -43,7 +43,8 @@ def coded(fmt: Format) -> CodedMatrix:
     weight[3] = 0
     if fmt.code.state_bits <= SLOW:
         return encode(weight, fmt)
-    like = encode(weight, replace(fmt, code=FORMATS["m2-e2m1"].code))
+    quick = replace(FORMATS["m2-e2m1"].code, tile=fmt.code.tile)
+    like = encode(weight, replace(fmt, code=quick))
     words = random.integers(0, 1 << 32, (*like.codes.shape[:2], fmt.code.words), np.uint32)
     return replace(like, format=fmt, codes=words)
 
