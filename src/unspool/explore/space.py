@@ -65,19 +65,8 @@ class Space:
         shapes = tuple(
             s for s in _shapes(bits, operand, memory, lanes) if _ends_in(end, operand, s)
         )
-        if not shapes and (lanes is not None or end is not None):
-            able = {
-                n for _, n in _shapes(bits, operand, memory, None) if _ends_in(end, operand, (0, n))
-            }
-            raise DeclarationError(
-                "no programs of so many weights a step", where="lanes", found=lanes or "any",
-                allowed=f"{sorted(able) or 'nothing with this end'}; 1 with a memory alone",
-            )  # fmt: skip
         if not shapes:
-            raise DeclarationError(
-                "no codes of this rate", where="bits", found=bits,
-                allowed=f"0.5, 1, 1.5, ... 4, windows of at most {MOST_WINDOW} bits",
-            )  # fmt: skip
+            raise _no_shapes(bits, operand, memory, lanes, end)
         signed = tuple(
             (window, lanes)
             for window, lanes in _shapes(bits - 1, operand, memory, lanes)
@@ -105,6 +94,22 @@ class Space:
             program=program(genome, self.operand),
             sigma=sigma,
         )
+
+
+def _no_shapes(
+    bits: float, operand: Operand, memory: int | None, lanes: int | None, end: str | None
+) -> DeclarationError:
+    if lanes is None and end is None:
+        return DeclarationError(
+            "no codes of this rate", where="bits", found=bits,
+            allowed=f"0.5, 1, 1.5, ... 4, windows of at most {MOST_WINDOW} bits",
+        )  # fmt: skip
+    of_rate = {shape[1] for shape in _shapes(bits, operand, memory, None)}
+    able = [each for each in sorted(of_rate) if _ends_in(end, operand, (0, each))]
+    return DeclarationError(
+        "no programs of so many weights a step", where="lanes", found=lanes or "any",
+        allowed=f"{able or 'nothing with this end'}; 1 with a memory alone",
+    )  # fmt: skip
 
 
 def _ends_in(end: str | None, operand: Operand, shape: tuple[int, int]) -> bool:
