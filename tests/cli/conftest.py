@@ -106,5 +106,20 @@ def checkpoint(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def goes_through(run, tiny, text, tmp_path) -> Callable[[Path], None]:
+    """Quantizes the tiny model in the format of a file, and evaluates what was stored."""
+
+    def there(file: Path) -> None:
+        out = tmp_path / "out"
+        done = run("quantize", tiny, "-o", out, "--format", file, "--json")
+        assert done.code == 0, done.err
+        done = run("eval", out, "--baseline", tiny, "--text", text, "--window", 32, "--json")
+        assert done.code == 0, done.err
+        assert 0 < done.json["kl"] < 2
+
+    return there
+
+
+@pytest.fixture
 def damaged(checkpoint, tmp_path) -> Path:
     return Path(shutil.copytree(checkpoint, tmp_path / "damaged"))

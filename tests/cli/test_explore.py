@@ -21,7 +21,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score, "PUBLISHED", 1024)
 
 
-def test_a_found_code_goes_through_a_model(run, tiny, text, tmp_path: Path):
+def test_a_found_code_goes_through_a_model(run, goes_through, tmp_path: Path):
     file, plot, log = (tmp_path / name for name in ("code.json", "front.png", "log.jsonl"))
     told = run("explore", "--generations", 1, "--jobs", 1, "--save", file, "--plot", plot,
                "--log", log, "--json")  # fmt: skip
@@ -37,17 +37,12 @@ def test_a_found_code_goes_through_a_model(run, tiny, text, tmp_path: Path):
     assert "exl3-mul1" in {row["name"] for row in rows if not row["found"]}
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert json.loads(file.read_text())["name"] in {row["name"] for row in found}
-    out = tmp_path / "out"
-    done = run("quantize", tiny, "-o", out, "--format", file, "--json")
-    assert done.code == 0, done.err
-    done = run("eval", out, "--baseline", tiny, "--text", text, "--window", 32, "--json")
-    assert done.code == 0, done.err
-    assert 0 < done.json["kl"] < 2
+    goes_through(file)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 def test_a_table_found_for_a_cpu_goes_through_a_model(
-    run, tiny, text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run, goes_through, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(table_hunt, "EFFORT", Effort(few=2048, many=4096))
     file = tmp_path / "table.json"
@@ -63,12 +58,7 @@ def test_a_table_found_for_a_cpu_goes_through_a_model(
     for name, why in (("m2-e4m3", "by its table"), ("qtip-1mad", "no int8"), ("E8P", "no kernel")):
         assert rows[name]["total"] is None
         assert why in rows[name]["source"]
-    out = tmp_path / "out"
-    done = run("quantize", tiny, "-o", out, "--format", file, "--json")
-    assert done.code == 0, done.err
-    done = run("eval", out, "--baseline", tiny, "--text", text, "--window", 32, "--json")
-    assert done.code == 0, done.err
-    assert 0 < done.json["kl"] < 2
+    goes_through(file)
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,5 @@ def test_kernels_multiply_what_the_reference_decodes(kind, fmt: Format):
 
 
 @pytest.mark.parametrize("kind", IN_A_MODEL, indirect=True)
-def test_a_model_is_quantized_stored_and_evaluated(file: Path, run, tiny, text, tmp_path: Path):
-    out = tmp_path / "out"
-    done = run("quantize", tiny, "-o", out, "--format", file, "--json")
-    assert done.code == 0, done.err
-    done = run("eval", out, "--baseline", tiny, "--text", text, "--window", 32, "--json")
-    assert done.code == 0, done.err
-    assert 0 < done.json["kl"] < 2
+def test_a_model_is_quantized_stored_and_evaluated(file: Path, goes_through):
+    goes_through(file)

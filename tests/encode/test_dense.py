@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dense_codes import PAIRS, SINGLES, some_code
 from unspool import native
 from unspool.decode.interpret import state_values
-from unspool.encode.dense import Dense, dense, search, search_twin
-from unspool.encode.viterbi import Trellis, trellis, viterbi, viterbi_twin
+from unspool.encode.dense import dense, search, search_twin
+from unspool.encode.viterbi import trellis, viterbi, viterbi_twin
 from unspool.spec.catalog import parse
 
-PAIRS, SINGLES = 9, 40
 CODES = [  # planes, lanes, levels: parallel edges or none, pairs of lanes or single ones
     (((12, 6),), 2, PAIRS),
     (((12, 6),), 4, SINGLES),
@@ -20,16 +20,6 @@ CODES = [  # planes, lanes, levels: parallel edges or none, pairs of lanes or si
     (((14, 8),), 1, SINGLES),
     (((6, 3), (6, 3)), 2, SINGLES),
 ]
-
-
-def some_code(planes, lanes: int, levels: int) -> tuple[np.ndarray, Trellis, Dense]:
-    rng = np.random.default_rng(7)
-    alphabet = rng.standard_normal(levels).astype(np.float32)
-    values = rng.choice(alphabet, (1 << sum(window for window, _ in planes), lanes))
-    table = trellis(values, planes)
-    found = dense(values, table.source, table.state)
-    assert found is not None
-    return values, table, found
 
 
 def gaussian(*shape: int, seed: int = 0) -> np.ndarray:

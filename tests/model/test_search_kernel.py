@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from dense_codes import PAIRS, SINGLES, some_code
 from unspool.decode.interpret import state_values
 from unspool.encode.dense import Dense, dense
 from unspool.encode.viterbi import trellis, viterbi
@@ -20,7 +21,7 @@ from unspool.model import device_search
 from unspool.model.device_dense import DenseSteps, OnesProduct
 from unspool.model.device_search import DeviceSearch
 from unspool.model.processors import SimulatedProcessor
-from unspool.model.search_kernel import ABREAST, MOST_WARPS, DenseKernel, is_paired, walk_kernel
+from unspool.model.search_kernel import ABREAST, MOST_WARPS, DenseKernel, walk_kernel
 from unspool.perf.machine_code import kernels
 from unspool.perf.toolchain import toolchain, why_not
 from unspool.spec.catalog import parse
@@ -28,23 +29,12 @@ from unspool.spec.catalog import parse
 playing = pytest.mark.skipif(bool(simulate.why_not()), reason=simulate.why_not() or "g++ is here")
 counting = pytest.mark.skipif(bool(why_not()), reason=why_not() or "counting works")
 
-PAIRS, SINGLES = 9, 40
 CODES = [  # planes, lanes, levels: parallel edges or none, pairs of lanes or single ones
     (((12, 6),), 2, PAIRS),
     (((12, 6),), 4, SINGLES),
     (((13, 7),), 3, PAIRS),
     (((14, 7),), 2, PAIRS),
 ]
-
-
-def some_code(planes, lanes: int, levels: int) -> tuple[np.ndarray, Dense]:
-    rng = np.random.default_rng(7)
-    alphabet = rng.standard_normal(levels).astype(np.float32)
-    values = rng.choice(alphabet, (1 << sum(window for window, _ in planes), lanes))
-    table = trellis(values, planes)
-    found = dense(values, table.source, table.state)
-    assert found is not None
-    return values, found
 
 
 def gaussian(*shape: int) -> np.ndarray:
@@ -55,7 +45,7 @@ def gaussian(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("code", CODES, ids=str)
 @pytest.mark.parametrize("rings", [3, 70])
 def test_walks_are_those_of_torchs_operations(code, rings):
-    _, found = some_code(*code)
+    _, _, found = some_code(*code)
     for steps in (0, 3):
         _compare(found, gaussian(rings, steps, code[1]))
 
@@ -83,7 +73,7 @@ def _compare(found: Dense, targets: np.ndarray) -> None:
 @playing
 def test_states_found_by_the_kernel_are_the_cpus(monkeypatch):
     monkeypatch.setattr(device_search, "COMPARED_STEPS", 2)
-    values, _ = some_code(*CODES[0])
+    values, _, _ = some_code(*CODES[0])
     search = DeviceSearch("cpu", processor=SimulatedProcessor("sm90"))
     assert search.way(values, CODES[0][0]) == device_search.KERNEL
     targets = gaussian(66, 4, 2)
@@ -97,7 +87,7 @@ def test_a_device_that_finds_other_states_is_not_trusted(monkeypatch):
     monkeypatch.setattr(device_search, "COMPARED_STEPS", 2)
     right = DenseKernel.__call__
     monkeypatch.setattr(DenseKernel, "__call__", lambda *given: torch.zeros_like(right(*given)))
-    values, _ = some_code(*CODES[0])
+    values, _, _ = some_code(*CODES[0])
     search = DeviceSearch("cpu", processor=SimulatedProcessor("sm90"))
     with pytest.raises(UnspoolError, match="the device finds other states than the CPU"):
         search(values, CODES[0][0], gaussian(3, 4, 2))
@@ -106,7 +96,7 @@ def test_a_device_that_finds_other_states_is_not_trusted(monkeypatch):
 @playing
 def test_without_room_for_the_kernel_torchs_operations_run_and_say_so(monkeypatch):
     monkeypatch.setattr(device_search, "COMPARED_STEPS", 2)
-    values, _ = some_code(*CODES[0])
+    values, _, _ = some_code(*CODES[0])
     small = SimulatedProcessor("sm120")
     small.per_block = 16384
     search, targets = DeviceSearch("cpu", processor=small), gaussian(3, 4, 2)
@@ -136,7 +126,7 @@ def test_an_edge_of_two_rings_is_one_look_up_a_table_and_one_add_with_minimum(na
     groups = len(found.state) // (MOST_WARPS * ABREAST)
     unrolled = 2  # from-nodes
     assert opcodes["VIADDMNMX"] == unrolled * groups * ABREAST
-    tables = len(found.levels) // (2 if is_paired(found) else 1)
+    tables = len(found.levels) // (2 if found.paired else 1)
     walks, lowest = groups, MOST_WARPS
     assert opcodes["LDS"] <= unrolled * (groups * ABREAST * tables + walks) + lowest
     assert kernel.traps == ()

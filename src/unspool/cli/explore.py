@@ -41,11 +41,15 @@ Memory = Annotated[
     ),
 ]
 Lanes = Annotated[
-    int | None, typer.Option(min=1, max=8, help="Weights a step: 1, 2, 4 or 8. [default: all]")
+    int | None,
+    typer.Option(min=1, max=8, help="Weights a step: 2, 4, 8, or 1 with --memory. [default: all]"),
 ]
 End = Annotated[
     str | None,
-    typer.Option(help="Only programs with this end: tail, halves, sum, levels or table."),
+    typer.Option(
+        help="Only programs with this end, of those that the operand has: tail, halves, sum, "
+        "levels or table."
+    ),
 ]
 Minutes = Annotated[
     float | None, typer.Option(min=0, help="When to stop; a generation is finished. [default: 10]")
@@ -119,12 +123,12 @@ def explore(
         _check_place(file)
     state = _searched(settings, minutes, generations, jobs, ray, log, resume, quiet)
     found = found_rows(state.front.best, settings)
-    if save:
-        _save(found, settings, state, within, save)
     shown = [*found, *published_rows(settings, lambda text: None if quiet else say(text))]
     if plot:
         draw(shown, f"{bits:g} bits to {settings.operand}, {target}", plot)
     _show(shown, settings, state, json)
+    if save:
+        _save(found, settings, state, within, save)
 
 
 def _show(shown: Sequence[Row], settings: Settings, state: State, json: bool) -> None:
@@ -161,7 +165,8 @@ def _save(
 
     able = [row for row in found if within is None or row.total <= within]
     if not able:
-        raise DeclarationError("no code was found within that cost", found=within)
+        least = f"{min(row.total for row in found):g} or more" if found else "another search"
+        raise DeclarationError("no code was found within that cost", found=within, allowed=least)
     as_format(min(able, key=lambda row: row.mse), settings, state.generation, path)
 
 

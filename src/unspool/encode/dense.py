@@ -82,6 +82,20 @@ class Dense:
         return np.float32(MOST / (SPAN * bound))
 
     @property
+    def paired(self) -> bool:
+        """Whether the costs of two lanes are looked up as one."""
+        lanes, count = self.levels.shape
+        return count <= PAIRED_LEVELS and lanes % 2 == 0
+
+    def looked_up(self) -> tuple[int, NDArray[np.uint32]]:
+        """(entries of a table, what an edge looks up [nodes, edges, tables]): tables are of lanes
+        or of pairs of them, one behind another."""
+        count, places = self.levels.shape[1], self.places.astype(np.uint32)
+        if self.paired:
+            places, count = places[..., ::2] * count + places[..., 1::2], count * count
+        return count, places + np.arange(places.shape[-1], dtype=np.uint32) * np.uint32(count)
+
+    @property
     def limit(self) -> np.float32:
         """What targets further out count as, so that no sum of squares overflows."""
         return np.float32(REACH) * np.abs(self.levels).max()
@@ -150,18 +164,10 @@ def _offsets(trellis: Dense) -> tuple[int, NDArray[np.uint16]]:
     [nodes / 4, from-nodes, 4 to-nodes, parallel, tables], in the order in which the kernel reads
     it, in bytes.
     """
-    nodes, lanes = len(trellis.state), len(trellis.levels)
-    count = trellis.levels.shape[1]
-    places = trellis.places.astype(np.uint32)
-    if count <= PAIRED_LEVELS and lanes % 2 == 0:
-        places = places[..., ::2] * count + places[..., 1::2]
-        entries = count * count
-    else:
-        entries = count
-    tables = places.shape[-1]
-    places = (places + np.arange(tables, dtype=np.uint32) * entries) * _RINGS
-    ordered = places.reshape(nodes // _ABREAST, _ABREAST, nodes, trellis.parallel, tables)
-    return count, np.ascontiguousarray(ordered.swapaxes(1, 2), np.uint16)
+    nodes, (_, places) = len(trellis.state), trellis.looked_up()
+    shape = nodes // _ABREAST, _ABREAST, nodes, trellis.parallel, places.shape[-1]
+    ordered = (places * _RINGS).reshape(shape).swapaxes(1, 2)
+    return trellis.levels.shape[1], np.ascontiguousarray(ordered, np.uint16)
 
 
 def _twin_pass(

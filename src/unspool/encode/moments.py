@@ -87,7 +87,8 @@ def shrinkage(inputs: Float[np.ndarray, "k k"], tokens: int) -> float:
 
 
 def needed(inputs: Float[np.ndarray, "k k"], tokens: int) -> float:
-    """`shrinkage`, at most k / tokens: the relative error of the moments, whatever their shape."""
+    """`shrinkage` where drift is solved for too: at most k / tokens, the relative error of the
+    moments whatever their shape."""
     return min(shrinkage(inputs, tokens), len(inputs) / max(tokens, 1))
 
 

@@ -217,11 +217,21 @@ def _begun(settings: Settings, hunt: Hunt, log: Path | None, resume: bool) -> St
 
 
 def _check_same(lines: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], log: Path) -> None:
-    stored = lines[0] if lines else None
+    stored = lines[0] if lines else {}
     if stored != asked:
+        known, wanted = _flat(stored), _flat(asked)
+        other = [name for name in wanted if known.get(name) != wanted[name]]
         raise UnspoolError(
-            "the log is of another search", where=str(log), found=stored, allowed=asked
-        )
+            "the log is of another search", where=str(log),
+            found=", ".join(f"{name} {wanted[name]}" for name in other),
+            allowed=", ".join(f"{name} {known.get(name)}" for name in other),
+        )  # fmt: skip
+
+
+def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A log's first line without nesting."""
+    settings = line.get("settings", {})
+    return {**settings, **{name: found for name, found in line.items() if name != "settings"}}
 
 
 def _asked(settings: Settings, hunt: Hunt) -> dict[str, Any]:

@@ -16,7 +16,6 @@ EITHER_ORDER = ("xor", "add")
 
 TAIL, HALVES, SUM, LEVELS, TABLE = "tail", "halves", "sum", "levels", "table"
 
-
 FOLD = "fold"
 
 

@@ -27,8 +27,7 @@ from unspool.spec.operand import E4M3
 
 DRAWN: Mapping[str, float] = {
     "multiply": 0.25, "fold": 0.2, "high": 0.05, "permute": 0.2, "xor": 0.15, "add": 0.05,
-    "shift": 0.05,
-    "thin": 0.05,
+    "shift": 0.05, "thin": 0.05,
 }  # fmt: skip
 """How often each step is drawn."""
 
@@ -36,8 +35,7 @@ PRODUCTS = ("multiply", "fold", "high")
 
 DRAWN_INTEGERS: Mapping[str, float] = {
     "multiply": 0.25, "fold": 0.1, "high": 0.05, "permute": 0.15, "xor": 0.1, "add": 0.1,
-    "shift": 0.05,
-    "difference": 0.2,
+    "shift": 0.05, "difference": 0.2,
 }  # fmt: skip
 """The same to integers, whose uniform fields are uniform numbers."""
 

@@ -77,7 +77,6 @@ FIELDS: Mapping[Operand, Fields] = {
 MOST_SUMS = 2
 """Weights a step of which each is the sum of a register of its own."""
 
-
 SIGNED_INDEX = 3
 """Bits of a number of eight magnitudes: the fourth bit of a nibble is left for signs."""
 

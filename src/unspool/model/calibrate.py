@@ -27,7 +27,7 @@ from unspool.encode.blas import in_threads, one_thread, slices
 from unspool.encode.encode import Share, alone, strip_count
 from unspool.encode.encode import encode as plainly
 from unspool.encode.ldlq import Calibration, encode_calibrated
-from unspool.encode.moments import Moments, needed
+from unspool.encode.moments import Moments, needed, shrinkage
 from unspool.errors import ModelError
 from unspool.matmul.reference import decode
 from unspool.model.blocks import Blocks
@@ -295,13 +295,14 @@ def _encoded(
             where=name,
             share=share,
         )
-    damping = max(plan.how.damping, needed(sums.inputs, sums.tokens))
     drift = sums.drift
     if sums.moved is not None:
         moved, rows = sums.moved, slices(len(weight), BLOCK)
         drift = np.concatenate(
             in_threads(lambda here: weight[here].astype(np.float64) @ moved, rows, plan.threads)
         )
+    few = shrinkage if drift is None else needed
+    damping = max(plan.how.damping, few(sums.inputs, sums.tokens))
     return encode_calibrated(
         weight,
         plan.formats[name],

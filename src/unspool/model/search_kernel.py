@@ -84,8 +84,8 @@ class DenseKernel:
 def walk_kernel(found: dense.Dense, architecture: str) -> Kernel:
     """The kernel of a trellis; UnspoolError where its sums do not fit 16 bits."""
     nodes, (lanes, count), never = len(found.state), found.levels.shape, never_of(found)
-    paired = is_paired(found)
-    tables, entries = (lanes // 2, count * count) if paired else (lanes, count)
+    entries, places = found.looked_up()
+    tables = places.shape[-1]
     warps = min(MOST_WARPS, nodes // ABREAST)
     if never + dense.MOST * lanes >= _MOST_WHOLE:
         raise UnspoolError("too many lanes for sums of 16 bits", found=lanes)
@@ -107,20 +107,10 @@ def walk_kernel(found: dense.Dense, architecture: str) -> Kernel:
     )  # fmt: skip
 
 
-def is_paired(found: dense.Dense) -> bool:
-    """Whether the costs of two lanes are looked up as one."""
-    lanes, count = found.levels.shape
-    return count <= dense.PAIRED_LEVELS and lanes % 2 == 0
-
-
 def byte_places(found: dense.Dense) -> np.ndarray:
     """Where edges look up, in bytes: int32 [nodes / ABREAST, from-nodes * parallel, ABREAST,
     tables], flat, and as many zeros as a warp reads ahead."""
-    nodes, (_, count) = len(found.state), found.levels.shape
-    places, entries = found.places.astype(np.int32), count
-    if is_paired(found):
-        places, entries = places[..., ::2] * count + places[..., 1::2], count * count
-    places = (places + np.arange(places.shape[2], dtype=np.int32) * entries) * _ROW_BYTES
-    ordered = places.reshape(nodes // ABREAST, ABREAST, *places.shape[1:])
+    places = found.looked_up()[1].astype(np.int32) * _ROW_BYTES
+    ordered = places.reshape(-1, ABREAST, *places.shape[1:])
     ahead = np.zeros(ABREAST * places.shape[2], np.int32)
     return np.concatenate([ordered.swapaxes(1, 2).ravel(), ahead])

@@ -40,8 +40,10 @@ WARPS = THREADS // 32
 _MAGNITUDES = 0x77777777
 """Of eight E2M1, all bits but the signs."""
 
-_UNIT_TOP = 2.0**8
-_TOP = 15
+UNIT_TOP = 2.0**8
+"""The largest power of two that is E4M3: of scales of FP4 that the matrix unit reads."""
+
+TOP = 15
 """Scales are at most 2**15 as binary16, and so are weights multiplied with them."""
 
 
@@ -196,8 +198,8 @@ def _factors(scales: np.ndarray, made: Recipe) -> np.ndarray:
     largest = scales.max(axis=1)
     top = np.where(largest > 0, largest, 1.0)
     if made.block_scaled:  # E4M3 as they are, powers of two up to its largest, 2**8
-        return np.ones_like(top) if made.format.scale.operand is E4M3 else _UNIT_TOP / top
-    room = _TOP - np.ceil(np.log2(top))
+        return np.ones_like(top) if made.format.scale.operand is E4M3 else UNIT_TOP / top
+    room = TOP - np.ceil(np.log2(top))
     if made.scales == REGISTERS:
         values = made.format.code.operand.values()
         largest = np.abs(values[np.isfinite(values)]).max()

@@ -34,6 +34,7 @@ from unspool.decode.machine import PACKED, Slot
 from unspool.decode.widen import why_not_widened, widened
 from unspool.encode.nearest import nearest
 from unspool.errors import DeclarationError
+from unspool.matmul.cuda.arrange import TOP, UNIT_TOP
 from unspool.matmul.cuda.geometry import BLOCK_ROWS, SLICE_BYTES, by_row
 from unspool.matmul.cuda.recipe import BFLOAT16, REGISTERS, ROW, TABLE, UNIT, Recipe
 from unspool.matmul.reference import decode_operands
@@ -53,12 +54,6 @@ MOST_WHOLE = 1 << 17
 
 _KEEP_MORE = ("float16", "fp8x3")
 """Activations that keep more than the eight bits of bfloat16."""
-
-_TOP = 15
-"""Decoded weights with the scales of blocks are less than 2**15."""
-
-_UNIT_TOP = 9
-"""Scales of FP4 that the matrix unit reads are E4M3, less than 2**9; all others at most 2**15."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +78,7 @@ class Expansion:
         largest = float(np.abs(values[np.isfinite(values)]).max())
         weight = math.ceil(math.log2(largest)) + self.recipe.geometry.lowering.exponent
         four = self.stored.scales == UNIT and self.stored.block_scaled
-        return _TOP - (_UNIT_TOP if four else _TOP) - weight
+        return TOP - (int(math.log2(UNIT_TOP)) + 1 if four else TOP) - weight
 
     @property
     def factor(self) -> float:
