@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "unspool"
 EXAMPLES = ROOT / "examples"
 PYTHON_FILES = sorted(path for folder in (SOURCE, EXAMPLES) for path in folder.rglob("*.py"))
+OTHER_FILES = sorted(path for name in ("tests", "bench") for path in (ROOT / name).rglob("*.py"))
 CPP_FILES = sorted(path for end in ("*.cpp", "*.hpp") for path in SOURCE.rglob(end))
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50
@@ -65,7 +66,7 @@ def test_import_writes_no_file_and_starts_nothing(probe):
     assert probe[3] == 1
 
 
-@pytest.mark.parametrize("path", PYTHON_FILES + CPP_FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PYTHON_FILES + CPP_FILES + OTHER_FILES, ids=lambda path: path.name)
 def test_a_file_is_short_enough_to_read(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
 
