@@ -29,6 +29,9 @@ from unspool.spec.catalog import DEFAULTS, parse
 RATES = (2.5, 3.0)
 """Rates with a uniform format."""
 
+MENUS = {3.0: "t2-e2m1,x2.5-e4m3,t3-e2m3,x3.5-e4m3,t4-e2m3"}
+"""Formats to choose from where they are not the defaults: found codes between whole rates."""
+
 
 def planned(bits: float, tokens: int) -> tuple[dict[str, Any], str]:
     """The plan of `unspool allocate`, and the command."""
@@ -36,6 +39,7 @@ def planned(bits: float, tokens: int) -> tuple[dict[str, Any], str]:
         plan = Path(folder) / "plan.json"
         command = ["unspool", "allocate", "demo", "--bits", f"{bits:g}", "-o", "plan.json",
                    "--calibration-tokens", str(tokens)]  # fmt: skip
+        command += ["--formats", MENUS[bits]] if bits in MENUS else []
         there = [str(plan) if word == "plan.json" else word for word in command[1:]]
         subprocess.run([sys.executable, "-m", "unspool", *there, "-q"], check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
