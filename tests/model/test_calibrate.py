@@ -101,7 +101,7 @@ def test_a_layer_that_no_token_reaches_is_an_error() -> None:
 
     hidden = [torch.randn(1, 32, 8)]
     streams = Streams(
-        original=hidden, quantized=list(hidden), call=Call(args=(), kwargs={}), count=1
+        original=hidden, quantized=list(hidden), calls=[Call(args=(), kwargs={})], count=1
     )
     plan = Plan(formats={"b.used": parse("int8"), "b.idle": parse("int8")}, how=HOW, threads=1)
     with pytest.raises(ModelError, match=r"^b: no token.*found idle; allowed.*--unreached"):

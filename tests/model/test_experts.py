@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixtures import FORMAT, LAYER, MIXTURES, SIZES, logits, mixture, routed
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 import unspool
+from mixtures import FORMAT, LAYER, MIXTURES, SIZES, logits, mixture, routed
 from unspool.checkpoint.read import verify
 from unspool.errors import ModelError
 from unspool.integrations.transformers import UnspoolConfig

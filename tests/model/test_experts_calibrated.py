@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mixtures import FORMAT, LAYER, MIXTURES, logits, mixture, windows
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -17,13 +16,14 @@ from transformers import (
 )
 
 import unspool
+from mixtures import FORMAT, LAYER, MIXTURES, logits, mixture, windows
 from unspool.checkpoint.journal import Journal
 from unspool.checkpoint.read import verify
 from unspool.checkpoint.stream import quantize_folder
 from unspool.encode.ldlq import Calibration
 from unspool.errors import ModelError
 from unspool.model import calibrate, sums
-from unspool.model.calibrate import PLAIN, Plan, both_streams, calibrate_block, workers
+from unspool.model.calibrate import PLAIN, Plan, both_streams, calibrate_block, pass_block, workers
 from unspool.model.coverage import Coverage, Reach, coverage
 from unspool.model.experts import Expert, split_experts
 from unspool.model.importance import TOKENS, Importance
@@ -101,6 +101,24 @@ def test_calibration_brings_the_outputs_nearer(family: str) -> None:
     assert report.coverage.experts == 8
     per_block = sum(layer.tokens for layer in report.layers if layer.name.startswith(LAYER)) / 2
     assert per_block == 2 * ids.numel()  # two experts of every token
+
+
+@FAMILIES
+def test_streams_go_through_every_block_as_the_model_calls_it(family: str) -> None:
+    model, ids = mixture(family), windows(1)
+    want: list[torch.Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda module, args, out: want.append(out))
+        for block in model.model.layers
+    ]
+    logits(model, ids)
+    for hook in hooks:
+        hook.remove()
+    streams = both_streams(model, model.model.layers[0], ids)
+    for block, after in zip(model.model.layers, want, strict=True):
+        pass_block(copy.deepcopy(block), streams, 1)
+        torch.testing.assert_close(streams.original[0], after, rtol=1e-4, atol=1e-5)
+    assert streams.place == 2
 
 
 def test_few_tokens_do_little_harm() -> None:

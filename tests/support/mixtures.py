@@ -55,9 +55,9 @@ def windows(count: int = 6, tokens: int = 48) -> torch.Tensor:
     return torch.randint(0, 128, (count, tokens), generator=torch.Generator().manual_seed(1))
 
 
-def logits(model: nn.Module) -> torch.Tensor:
+def logits(model: nn.Module, ids: torch.Tensor | None = None) -> torch.Tensor:
     with torch.no_grad():
-        return model(windows(2)).logits
+        return model(windows(2) if ids is None else ids).logits
 
 
 def routed(tokens: int = 12, top: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -30,13 +30,13 @@ from unspool.encode.ldlq import Calibration, encode_calibrated
 from unspool.encode.moments import Moments, needed, shrinkage
 from unspool.errors import ModelError
 from unspool.matmul.reference import decode
-from unspool.model.blocks import Blocks
+from unspool.model.blocks import Blocks, block_names
 from unspool.model.expert_names import projection_of
 from unspool.model.experts import is_expert
 from unspool.model.importance import NOTHING, Importance, Kept, gradients
 from unspool.model.processes import ALONE, Processes
 from unspool.model.sums import BLOCK, Streams, Sums, chunks, gather, own, sums_bytes
-from unspool.model.taps import Each, Parts, Taps, first_call, in_float32, run_block, shared
+from unspool.model.taps import Each, Parts, Taps, block_calls, first_call, run_block, shared
 from unspool.model.tune_block import tune_block
 from unspool.pack.matrix import CodedMatrix
 from unspool.spec.format import Format
@@ -94,10 +94,11 @@ def both_streams(
     """Both streams before the first block, for windows of token ids `[count, tokens]`."""
     mine = own(len(windows), processes)
     hidden = [first_call(model, block, windows[place])[0].float() for place in mine]
-    call = replace(in_float32(first_call(model, block, windows[0])[1]), dtype=dtype)
+    calls = block_calls(model, block_names(model), windows[0])
     return Streams(
-        original=hidden, quantized=list(hidden), call=call, count=len(windows), processes=processes
-    )
+        original=hidden, quantized=list(hidden), count=len(windows), processes=processes,
+        calls=[replace(call, dtype=dtype) for call in calls],
+    )  # fmt: skip
 
 
 def weigh(
@@ -320,8 +321,8 @@ def _move_on(
     streams: Streams,
     each: Each,
 ) -> None:
-    """Replaces the hidden states before the block by those after it; the original's as well unless
-    they were (no block)."""
+    """Replaces the hidden states before the block by those after it, the original's as well unless
+    they were (no block); the next block is at hand then."""
 
     def window(place: int) -> None:
         if block is not None:
@@ -332,6 +333,7 @@ def _move_on(
 
     for _ in each(window, range(len(streams.original))):
         pass
+    streams.place += 1
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from unspool.errors import ModelError
 from unspool.model.blocks import Blocks
 from unspool.model.experts import Expert
 from unspool.model.processes import ALONE, Processes
-from unspool.model.taps import Call, Each, first_call, in_float32, run_block
+from unspool.model.taps import Call, Each, block_calls, first_call, run_block
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int32
@@ -148,16 +148,16 @@ def _of_chunk(model: nn.Module, blocks: Blocks, windows: torch.Tensor, each: Eac
     """Forward through all blocks, hidden states kept; then backward through them."""
     first, places = model.get_submodule(blocks.names[0]), range(len(windows))
     hidden = [first_call(model, first, ids)[0].float() for ids in windows]
-    call = in_float32(first_call(model, first, windows[0])[1])
+    calls = block_calls(model, blocks.names, windows[0])
     before = []
     for place in range(len(blocks.names)):
         before.append(hidden)
-        hidden = forward(blocks.read(place), hidden, call, each)
+        hidden = forward(blocks.read(place), hidden, calls[place], each)
     with Tail(model, blocks.names) as tail:
         later = list(each(lambda i: tail.gradient(hidden[i], windows[i]), places))
     found: list[dict[str, np.ndarray]] = [{} for _ in places]
     for place, prefix in reversed(list(enumerate(blocks.names))):
-        norms = backward(blocks.read(place), before.pop(), call, later, each)
+        norms = backward(blocks.read(place), before.pop(), calls[place], later, each)
         for window, of_layers in zip(found, norms, strict=True):
             window |= {f"{prefix}.{name}": of_layer for name, of_layer in of_layers.items()}
     return list(found)

@@ -48,7 +48,8 @@ class Streams:
 
     original    those of the original model
     quantized   those of the model as quantized so far
-    call        what every block is called with beside them
+    calls       what every block is called with beside them
+    place       of the block at hand
     count       windows of all processes; the lists hold those of this one
     processes   those that have the windows between them
     importance  of every token to every layer; without it all count alike
@@ -56,10 +57,16 @@ class Streams:
 
     original: list[torch.Tensor]
     quantized: list[torch.Tensor]
-    call: Call
+    calls: Sequence[Call]
     count: int
     processes: Processes = ALONE
     importance: Importance | None = None
+    place: int = 0
+
+    @property
+    def call(self) -> Call:
+        """What the block at hand is called with."""
+        return self.calls[self.place]
 
 
 def chunks(windows: int, processes: int) -> list[tuple[int, range]]:

@@ -237,6 +237,36 @@ def first_call(model: nn.Module, block: nn.Module, ids: torch.Tensor) -> tuple[t
     return found[0]
 
 
+def block_calls(model: nn.Module, names: Sequence[str], ids: torch.Tensor) -> list[Call]:
+    """What every block of a model is called with beside the hidden states, in float32.
+
+    Blocks differ in it where some see all tokens and others a window of them, or turn by other
+    rotary frequencies (gpt-oss, Gemma 3). None is run: each gives the states before the first.
+    """
+    blocks, found = [model.get_submodule(name) for name in names], dict[int, Call]()
+    before: list[torch.Tensor] = []
+
+    def pass_by(place: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        before.append(args[0] if args else kwargs.pop("hidden_states"))
+        found[place] = in_float32(Call(args=args[1:], kwargs={**kwargs, "use_cache": False}))
+        if len(found) == len(blocks):
+            raise _ReachedError
+        return before[0]
+
+    for place, block in enumerate(blocks):
+        block.forward = partial(pass_by, place)
+    try:
+        with torch.no_grad(), suppress(_ReachedError):
+            model(ids[None], use_cache=False)
+    finally:
+        for block in blocks:
+            del block.forward
+    missed = [name for place, name in enumerate(names) if place not in found]
+    if missed:
+        raise ModelError("the model never calls a block of its own", where=missed[0])
+    return [found[place] for place in range(len(blocks))]
+
+
 def in_float32(call: Call) -> Call:
     """The call with its floating-point tensors in float32."""
 
