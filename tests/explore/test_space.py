@@ -58,6 +58,23 @@ def test_a_tail_adds_bits_of_a_register_to_every_field():
     assert (tabulate(tailed) == lanes).all()
 
 
+def test_a_thinned_tail_adds_the_bits_that_two_registers_have():
+    space, end = Space.of(2, E4M3), End(TAIL, 0, 6, thinned=1)
+    steps = (PRODUCT, Step("xor", 0, 1))
+    plain, tailed = (space.code(Genome(16, 4, steps, each)) for each in (None, end))
+    states = np.arange(1 << 16, dtype=np.uint64)
+    both = states & (states * np.uint64(PRODUCT.constant) + np.uint64(PRODUCT.addend))
+    at = np.arange(0, 32, 8, dtype=np.uint64)
+    assert (tabulate(tailed) == tabulate(plain) + (both[:, None] >> at & np.uint64(6))).all()
+
+
+def test_a_program_without_a_step_keeps_the_registers_of_its_tail():
+    steps = (PRODUCT, Step("permute", 0, constant=0x0110), Step("shift", 0, constant=3), PRODUCT)
+    genome = Genome(16, 4, steps, End(TAIL, 0, 6, thinned=3)).pruned()
+    assert genome.steps == (steps[2], PRODUCT)
+    assert genome.end == End(TAIL, 0, 6, thinned=1)
+
+
 def test_a_fold_is_both_words_of_a_product_and_its_tail_reads_the_low_one():
     folds = (Step("permute", 0, constant=0x1010), Step("fold", 1, constant=0x9E3779B1))
     plain, tailed = (

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Word = UInt32[np.ndarray, "..."]
 
 
+#: a & b & c
+AND_AND = 0x80
 #: (a & b) | c
 AND_OR = 0xEA
 #: (a & b) ^ c

@@ -9,6 +9,7 @@ Two that differ in the order of a sum or in steps that nothing reads are one: `G
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 TWO_SOURCES = ("xor", "add", "difference", "thin")
@@ -62,7 +63,8 @@ class End:
     """What becomes of the last register, the top, and of another one that it is brought with.
 
     tail      of every field of the register the given bits, added to the top's: values near zero
-              and far out become what they are in a Gaussian, where a uniform field's are not
+              and far out become what they are in a Gaussian, where a uniform field's are not; with
+              `thinned` only those bits that this register has as well, one in four
     halves    two binary16 of the top plus two of the register, each of four binades; with one
               weight a step the top's halves together
     sum       the sum of the top's four bytes, and with two weights a step of the register's
@@ -78,6 +80,17 @@ class End:
     bits: int = 0
     book: Book | None = None
     signs: bool = False
+    thinned: int | None = None
+
+    @property
+    def registers(self) -> tuple[int, ...]:
+        """Registers that it reads beside the top."""
+        return (self.register,) if self.thinned is None else (self.register, self.thinned)
+
+    def renumbered(self, number: Callable[[int], int]) -> End:
+        """The same end of registers that are called otherwise."""
+        thinned = None if self.thinned is None else number(self.thinned)
+        return replace(self, register=number(self.register), thinned=thinned)
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,7 @@ class Genome:
 
     def pruned(self) -> Genome:
         """Without steps that the word does not depend on, sources of sums in order."""
-        needed = {len(self.steps), self.end.register if self.end else 0}
+        needed = {len(self.steps), *(self.end.registers if self.end else ())}
         for place in range(len(self.steps), 0, -1):
             if place in needed:
                 needed |= set(self.steps[place - 1].sources)
@@ -107,5 +120,5 @@ class Genome:
             a, b = number[step.a], number.get(step.b, 0)
             low, high = (min(a, b), max(a, b)) if step.op in EITHER_ORDER else (a, b)
             steps.append(replace(step, a=low, b=high if step.op in TWO_SOURCES else 0))
-        end = replace(self.end, register=number[self.end.register]) if self.end else None
+        end = self.end.renumbered(number.__getitem__) if self.end else None
         return replace(self, steps=tuple(steps), end=end)

@@ -45,6 +45,9 @@ DIFFERENCES = tuple(bits * EVERY_BYTE for bits in (0x7F, 0x3F, 0x1F))
 DRAWN_ENDS: Mapping[str, float] = {TAIL: 4, HALVES: 4, SUM: 3, LEVELS: 1, TABLE: 5}
 """How often each end is drawn, of those that an operand has."""
 
+THINNED = 0.5
+"""Share of tails of two registers' common bits."""
+
 SIGNED = 0.05
 """Share of drawn genomes beside a plane of signs, at rates that have such."""
 
@@ -85,7 +88,7 @@ def changed(space: Space, random: np.random.Generator, genome: Genome) -> Genome
 
 def _ended(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
     """The genome with another end: which, of what register, and of a tail which bits."""
-    able, register, bits = space.ends(genome.lanes), 0, 0
+    able, register, thinned, bits = space.ends(genome.lanes), 0, None, 0
     often = np.array([DRAWN_ENDS[op] for op in able])
     op = str(random.choice(able, p=often / often.sum())) if len(able) > 1 else able[0]
     if op == TAIL or (op in (HALVES, SUM) and genome.lanes > 1):
@@ -94,8 +97,11 @@ def _ended(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
         bits = int(random.integers(1, FIELDS[space.operand].room + 1))
     if op == LEVELS:
         bits = FROM[int(random.integers(len(FROM)))]
+        if random.random() < THINNED:
+            registers = len(genome.steps) + 1
+            thinned = (register + int(random.integers(1, registers))) % registers  # another one
     if op not in (LEVELS, TABLE):
-        return replace(genome, end=End(op, register, bits))
+        return replace(genome, end=End(op, register, bits, thinned=thinned))
     book, signs = _book(space, random, genome, op), False
     if op == TABLE:
         room = WORD_BITS * book.each // genome.lanes - book.index
@@ -190,8 +196,7 @@ def _renumbered(step: Step, first: int, by: int) -> Step:
 
 
 def _renumbered_end(genome: Genome, first: int, by: int) -> End | None:
-    end = genome.end
-    return replace(end, register=end.register + by * (end.register >= first)) if end else None
+    return genome.end and genome.end.renumbered(lambda each: each + by * (each >= first))
 
 
 def _changed_constant(random: np.random.Generator, step: Step, window: int) -> Step:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from unspool.decode.fields import pack
 from unspool.decode.lower_steps import EVERY_BYTE
-from unspool.decode.lowering import AND_OR, AND_XOR
+from unspool.decode.lowering import AND_AND, AND_OR, AND_XOR
 from unspool.explore.books import quantiles
 from unspool.explore.genome import FOLD, HALVES, LEVELS, SUM, TABLE, TAIL, Book, Genome, Step
 from unspool.spec.catalog.multiply import E2M3_MASK, E4M3_MASK, XOR_AND
@@ -182,14 +182,20 @@ def _tail(genome: Genome, operand: Operand, made: list[Instruction]) -> list[Ins
     fields, end = FIELDS[operand], genome.end
     assert end is not None
     every = sum(1 << bit for bit in range(0, WORD_BITS, fields.width))
-    folded = end.register > 0 and genome.steps[end.register - 1].op == FOLD
-    source = f"p{end.register}" if folded else name(end.register)
-    alone = folded or end.register != len(genome.steps)
+    sources = [_low(genome, register) for register in end.registers]
+    alone = name(len(genome.steps)) not in sources
+    op, table = ("and", ()) if end.thinned is None else ("lop3", (AND_AND,))
     return [
         *_masked(made, fields.mask, "top", alone=alone),
-        Instruction("tail", "and", (source, end.bits * every)),
+        Instruction("tail", op, (*sources, end.bits * every, *table)),
         Instruction("word", "add", ("top", "tail")),
     ]
+
+
+def _low(genome: Genome, register: int) -> str:
+    """A register, of a fold the low word: the other would undo what folding does."""
+    folded = register > 0 and genome.steps[register - 1].op == FOLD
+    return f"p{register}" if folded else name(register)
 
 
 def _halves(genome: Genome, operand: Operand, made: list[Instruction]) -> list[Instruction]:

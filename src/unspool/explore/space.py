@@ -21,6 +21,10 @@ MEMORIES: tuple[tuple[int, tuple[int, ...]], ...] = ((8, (8,)), (4, (8,)), (2, (
 """Weights a step, and the memories that are tried with them. One weight a step takes a program for
 each: where a memory is asked for."""
 
+SHORT = {4: range(4, 8)}
+"""Memories that are tried where a window has no room for more. 16 nodes and 2**16 words of four
+weights have .0057 at 4 bits (random words, a thinned tail); with eight at 2 bits .079."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
@@ -128,6 +132,11 @@ def _shapes(
         and (stride := round(bits * lanes)) == bits * lanes
         and bits >= LEAST_BITS
         and lanes * FIELDS[operand].width <= WORD_BITS
-        for each in (memories if memory is None else (memory,))
+        for each in (_memories(lanes, stride, memories) if memory is None else (memory,))
         if stride + each <= MOST_WINDOW
     )
+
+
+def _memories(lanes: int, stride: int, usual: tuple[int, ...]) -> tuple[int, ...]:
+    room = MOST_WINDOW - stride
+    return (room,) if room in SHORT.get(lanes, ()) else usual
