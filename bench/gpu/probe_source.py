@@ -32,12 +32,20 @@ class Probe:
     since: int = 80
     #: results of one instruction
     results: int = 1
+    #: the type of a chain, and how PTX calls its registers
+    chain: tuple[str, str] = ("unsigned", "r")
 
 
 PROBES: Mapping[str, Probe] = {
     "PRMT": Probe(ptx="prmt.b32 %0, %0, %1, %2;", stems=("PRMT",)),
     "LOP3": Probe(ptx="lop3.b32 %0, %0, %1, %2, 0x6a;", stems=("LOP3",)),
     "IMAD": Probe(ptx="mad.lo.u32 %0, %0, %1, %2;", stems=("IMAD",)),
+    "IMAD.WIDE": Probe(  # written as a product and a sum: mad.wide.u32 becomes three instructions
+        ptx="{ .reg .u32 lo, hi; .reg .u64 t; mov.b64 {lo, hi}, %0; "
+        "mul.wide.u32 t, hi, %1; add.u64 %0, t, %0; }",
+        stems=("IMAD.WIDE",),
+        chain=("unsigned long long", "l"),
+    ),
     "IADD3": Probe(
         ptx="{ .reg .u32 t; add.u32 t, %0, %1; add.u32 %0, t, %2; }", stems=("IADD3", "IADD")
     ),
@@ -78,7 +86,8 @@ def source(capability: tuple[int, int]) -> str:
 
 def _kernel(name: str, probe: Probe) -> str:
     """Thread 0 writes the block's clocks behind what the chains came to."""
-    operands = '"+r"(x[chain])'
+    kind, register = probe.chain
+    operands = f'"+{register}"(x[chain])'
     inputs = ' : "r"(y), "r"(z)' if "%1" in probe.ptx else ""
     memory = ' : : "memory"' if name == "LDS" else ""
     start = (
@@ -90,7 +99,8 @@ def _kernel(name: str, probe: Probe) -> str:
 extern "C" __global__ void __launch_bounds__({THREADS}) {kernel_name(name)}(const Arguments a) {{
     __shared__ unsigned shared[{THREADS}];
     shared[threadIdx.x] = (unsigned)__cvta_generic_to_shared(shared + threadIdx.x);
-    unsigned x[{CHAINS}], y = a.given[threadIdx.x], z = a.given[threadIdx.x + 32];
+    {kind} x[{CHAINS}];
+    unsigned y = a.given[threadIdx.x], z = a.given[threadIdx.x + 32];
     for (int chain = 0; chain < {CHAINS}; ++chain) x[chain] = {start};
     __syncthreads();
     const long long before = clock64();
@@ -104,9 +114,9 @@ extern "C" __global__ void __launch_bounds__({THREADS}) {kernel_name(name)}(cons
     }}
     __syncthreads();
     const long long after = clock64();
-    unsigned sum = 0;
+    {kind} sum = 0;
     for (int chain = 0; chain < {CHAINS}; ++chain) sum ^= x[chain];
-    a.out[gridDim.x + blockIdx.x * {THREADS} + threadIdx.x] = sum;
+    a.out[gridDim.x + blockIdx.x * {THREADS} + threadIdx.x] = (unsigned)sum;
     if (threadIdx.x == 0) a.out[blockIdx.x] = (unsigned)(after - before);
 }}
 """

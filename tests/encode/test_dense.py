@@ -18,6 +18,7 @@ CODES = [  # planes, lanes, levels: parallel edges or none, pairs of lanes or si
     (((12, 6),), 3, PAIRS),
     (((13, 7),), 4, PAIRS),
     (((14, 8),), 1, SINGLES),
+    (((13, 10),), 2, SINGLES),  # few nodes of many edges
     (((6, 3), (6, 3)), 2, SINGLES),
 ]
 

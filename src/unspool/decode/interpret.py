@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,10 +52,19 @@ def operand_bits(
 
 
 def tabulate(code: Code) -> UInt16[np.ndarray, "states lanes"]:
-    """Operand bits of all `2**state_bits` states; for codes without parameters."""
+    """Operand bits of all `2**state_bits` states, not to be written to; for codes without
+    parameters."""
     if code.program.parameters:
         raise DeclarationError("values depend on stored parameters", where=f"code {code.name}")
-    return operand_bits(code, all_states(code))
+    return _tabulated(replace(code, name="", sigma=None))
+
+
+@functools.lru_cache(maxsize=2)
+def _tabulated(code: Code) -> UInt16[np.ndarray, "states lanes"]:
+    """A search asks several times for one code after another."""
+    found = operand_bits(code, all_states(code))
+    found.flags.writeable = False
+    return found
 
 
 def state_values(code: Code) -> Float32[np.ndarray, "states lanes"]:
@@ -131,9 +142,11 @@ def _funnel_shift(low: Word, high: Word, amount: Word) -> Word:
 def _lop3(a: Word, b: Word, c: Word, truth: Word) -> Word:
     result = np.zeros(np.broadcast_shapes(a.shape, b.shape, c.shape), np.uint32)
     for row in range(8):
-        picks = [word if row >> place & 1 else ~word for word, place in ((a, 2), (b, 1), (c, 0))]
-        chosen = -(truth >> np.uint32(row) & np.uint32(1)).astype(np.int64)
-        result |= picks[0] & picks[1] & picks[2] & _low(chosen.astype(np.uint64))
+        chosen = truth >> np.uint32(row) & np.uint32(1)
+        if chosen.any():
+            words = ((a, 2), (b, 1), (c, 0))
+            picks = [word if row >> place & 1 else ~word for word, place in words]
+            result |= picks[0] & picks[1] & picks[2] & chosen * np.uint32(0xFFFFFFFF)
     return result
 
 

@@ -20,6 +20,7 @@ using std::size_t;
 constexpr size_t kRings = 32;   // rings in a group
 constexpr size_t kAbreast = 4;  // to-nodes advanced together
 constexpr uint8_t kMost = 0xff;  // what a cost is at most
+constexpr size_t kFollowed = 16;  // parallel edges from which on a pass notes whence walks come
 constexpr int kNoMemory = 1;
 
 struct Dense {
@@ -49,6 +50,7 @@ struct Scratch {
   Aligned<uint8_t> levels;  // [lanes, count, kRings]
   Aligned<uint8_t> tables;  // [tables, entries, kRings]
   Aligned<uint8_t> walks;   // [steps + 1, nodes, kRings]: cheapest walk to each node
+  Aligned<uint8_t> whence;  // of the same shape where it is noted: the node before
   Aligned<uint8_t> taken;   // [steps + 1, kRings]: what was taken from all walks of a step
 };
 
@@ -59,6 +61,15 @@ struct Scratch {
 
 namespace {
 
+// Whether walks' nodes are noted on the way: else the trace-back looks at all edges into a node.
+bool followed(const Dense& t) { return t.parallel >= kFollowed && t.nodes <= 256; }
+
+// The walks before the first step: free, or each ring's from its node alone.
+void begin(const Dense& t, bool free, const size_t* nodes, uint8_t* walks) {
+  std::fill_n(walks, t.nodes * kRings, free ? uint8_t(0) : kMost);
+  for (size_t ring = 0; !free && ring < kRings; ++ring) walks[nodes[ring] * kRings + ring] = 0;
+}
+
 // One pass from the boundary at `origin` around the ring. Traces back to the step `until` and
 // leaves the nodes before it in `nodes`; writes the states on the way where they are to be kept.
 void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t first,
@@ -66,32 +77,32 @@ void run_pass(const Job& job, bool free, size_t origin, size_t until, size_t fir
   const Dense& t = job.trellis;
   const size_t layer = t.nodes * kRings;
   uint8_t *tables = scratch.tables.get(), *walks = scratch.walks.get();
-  uint8_t* taken = scratch.taken.get();
+  uint8_t *whence = scratch.whence.get(), *taken = scratch.taken.get();
   const auto tabulate = [&](size_t i) {
     const size_t at = (origin + i) % job.steps * t.lanes * kRings;
     UNSPOOL_BEST(cost_tables)(t, scratch.targets.get() + at, scratch.levels.get(), tables);
   };
-  std::fill_n(walks, layer, uint8_t(0));
+  begin(t, free, nodes, walks);
   // The last layer matters only where the end is free: else the trace-back starts from its node.
   const size_t forward = free ? job.steps : job.steps - 1;
   for (size_t i = 0; i < forward; ++i) {
     tabulate(i);
-    if (i == 0 && !free)
-      UNSPOOL_BEST(leave)(t, tables, nodes, walks + layer, taken + kRings);
-    else
-      UNSPOOL_BEST(step)(t, tables, walks + i * layer, walks + (i + 1) * layer,
-                         taken + (i + 1) * kRings);
+    UNSPOOL_BEST(step)(t, tables, walks + i * layer, walks + (i + 1) * layer,
+                       followed(t) ? whence + (i + 1) * layer : nullptr, taken + (i + 1) * kRings);
   }
   size_t start[kRings];
   std::copy_n(nodes, kRings, start);
   if (free) cheapest_nodes<kRings>(t.nodes, walks + job.steps * layer, nodes);
   for (size_t i = job.steps; i-- > until;) {
     tabulate(i);
-    const bool leaves = i == 0 && !free;
     for (size_t ring = 0; ring < kRings && first + ring < job.rings; ++ring) {
-      const size_t from = leaves ? start[ring] : 0, last = leaves ? from + 1 : t.nodes;
-      const uint8_t* end = walks + (i + 1) * layer + nodes[ring] * kRings;
-      const int known = i < forward ? end[ring] + taken[(i + 1) * kRings + ring] : -1;
+      const size_t at = (i + 1) * layer + nodes[ring] * kRings + ring;
+      const int known = i < forward ? walks[at] + taken[(i + 1) * kRings + ring] : -1;
+      size_t from = 0, last = t.nodes;
+      if (i == 0 && !free)
+        from = start[ring], last = from + 1;
+      else if (followed(t) && i < forward)
+        from = whence[at], last = from + 1;
       const Best best = UNSPOOL_BEST(cheapest_edge)(t, tables, walks + i * layer, nodes[ring],
                                                     ring, from, last, known);
       if (keep) {
@@ -120,6 +131,7 @@ Scratch allocate(const Job& job) {
           Aligned<uint8_t>(t.lanes * t.count * kRings),
           Aligned<uint8_t>(t.tables * entries * kRings),
           Aligned<uint8_t>((job.steps + 1) * t.nodes * kRings),
+          Aligned<uint8_t>(followed(t) ? (job.steps + 1) * t.nodes * kRings : 0),
           Aligned<uint8_t>((job.steps + 1) * kRings)};
 }
 

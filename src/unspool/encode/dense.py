@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from unspool import native
 from unspool.encode.passes import Floats, States, go_round
 
-FEWEST_NODES = 64
-"""Smaller trellises have little to look up and keep the search in float32."""
+FEWEST_EDGES = 1 << 12
+"""Smaller trellises have little to look up and keep the search in float32: into 64 nodes, or 16
+of many parallel edges."""
 
 MOST_LEVELS = 96
 """Levels of a lane whose costs stay in the first cache, for 32 rings: 3 KiB a lane. With the 75 of
@@ -108,17 +109,30 @@ class Dense:
 def dense(values: Floats, source: States, state: States) -> Dense | None:
     """The dense trellis of values [2^L, lanes] and in-edges as in `Trellis`; None if it is not."""
     nodes, sources = source.shape
-    if sources != nodes or nodes < FEWEST_NODES or not np.isfinite(values).all():
+    small = nodes < _ABREAST or state.size < FEWEST_EDGES
+    if sources != nodes or small or not np.isfinite(values).all():
         return None
-    found = [np.unique(lane) for lane in values.T]
+    found, places = zip(*map(_numbered, values.T), strict=True)
     count = max(map(len, found))
     if count > MOST_LEVELS or not any(lane.any() for lane in found):
         return None
     levels = np.stack([np.pad(lane, (0, count - len(lane)), mode="edge") for lane in found])
-    places = [np.searchsorted(lane, column) for lane, column in zip(found, values.T, strict=True)]
-    return Dense(
-        levels=levels, places=np.stack(places, axis=1).astype(np.uint16)[state], state=state
-    )
+    return Dense(levels=levels, places=np.stack(places, axis=1)[state], state=state)
+
+
+def _numbered(values: Floats) -> tuple[Floats, NDArray[np.uint16]]:
+    """Distinct values, ascending, and the number of each value's: by its upper half where that
+    tells them apart, as it does operands', a tenth of the time of sorting a million of them."""
+    upper = (np.ascontiguousarray(values).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    some = np.zeros(1 << 16, np.float32)
+    some[upper] = values
+    if not np.array_equal(some[upper], values):
+        levels = np.unique(values)
+        return levels, np.searchsorted(levels, values).astype(np.uint16)
+    known = np.zeros(1 << 16, np.bool_)
+    known[upper] = True
+    levels = np.unique(some[known])
+    return levels, np.searchsorted(levels, some).astype(np.uint16)[upper]
 
 
 def search(

@@ -11,6 +11,12 @@ typedef char c32 __attribute__((vector_size(32)));
 
 UNSPOOL_INLINE void lower(b32& best, const b32& cost) { best = cost < best ? cost : best; }
 
+// The same, and which of the costs it was: the first of equals.
+UNSPOOL_INLINE void lower(b32& best, b32& which, const b32& cost, uint8_t number) {
+  which = cost < best ? number - b32{} : which;
+  lower(best, cost);
+}
+
 // Sums beyond 255 stay there.
 UNSPOOL_INLINE void add(b32& sum, const b32& cost) {
 #ifdef UNSPOOL_AVX2
@@ -70,14 +76,14 @@ UNSPOOL_INLINE void look_up(const Dense& t, const uint8_t* tables, const uint16_
 }
 
 // after[to] = min over from-nodes of before[from] + cheapest parallel edge, four to-nodes at a time
-// so that a walk's cost is read once for four edges.
-template <size_t Tables, size_t Parallel>
+// so that a walk's cost is read once for four edges. Whence the cheapest comes goes to `whence`.
+template <size_t Tables, size_t Parallel, bool Followed>
 UNSPOOL_INLINE void advance(const Dense& t, const uint8_t* tables, const uint8_t* before,
-                            uint8_t* after) {
+                            uint8_t* after, uint8_t* whence) {
   const size_t parallel = Parallel ? Parallel : t.parallel, count = Tables ? Tables : t.tables;
   const uint16_t* offset = t.offsets;
   for (size_t to = 0; to < t.nodes; to += kAbreast) {
-    b32 best[kAbreast];
+    b32 best[kAbreast], node[kAbreast] = {};
     for (size_t j = 0; j < kAbreast; ++j) best[j] = kMost - b32{};
     for (size_t from = 0; from < t.nodes; ++from) {
       const b32 walk = UNSPOOL_COSTS(before + from * kRings);
@@ -90,10 +96,16 @@ UNSPOOL_INLINE void advance(const Dense& t, const uint8_t* tables, const uint8_t
           lower(cheapest, other);
         }
         add(cheapest, walk);
-        lower(best[j], cheapest);
+        if (Followed)
+          lower(best[j], node[j], cheapest, uint8_t(from));
+        else
+          lower(best[j], cheapest);
       }
     }
-    for (size_t j = 0; j < kAbreast; ++j) *(b32*)(after + (to + j) * kRings) = best[j];
+    for (size_t j = 0; j < kAbreast; ++j) {
+      *(b32*)(after + (to + j) * kRings) = best[j];
+      if (Followed) *(b32*)(whence + (to + j) * kRings) = node[j];
+    }
   }
 }
 
@@ -106,17 +118,21 @@ UNSPOOL_INLINE void from_zero(const Dense& t, uint8_t* walks, uint8_t* taken) {
 }
 
 static void step(const Dense t, const uint8_t* tables, const uint8_t* before, uint8_t* after,
-                 uint8_t* taken) {
-  if (t.tables == 2 && t.parallel == 1)
-    advance<2, 1>(t, tables, before, after);
+                 uint8_t* whence, uint8_t* taken) {
+  if (whence && t.tables == 4)
+    advance<4, 0, true>(t, tables, before, after, whence);
+  else if (whence)
+    advance<0, 0, true>(t, tables, before, after, whence);
+  else if (t.tables == 2 && t.parallel == 1)
+    advance<2, 1, false>(t, tables, before, after, whence);
   else if (t.tables == 4 && t.parallel == 1)
-    advance<4, 1>(t, tables, before, after);
+    advance<4, 1, false>(t, tables, before, after, whence);
   else if (t.tables == 2)
-    advance<2, 0>(t, tables, before, after);
+    advance<2, 0, false>(t, tables, before, after, whence);
   else if (t.tables == 4)
-    advance<4, 0>(t, tables, before, after);
+    advance<4, 0, false>(t, tables, before, after, whence);
   else
-    advance<0, 0>(t, tables, before, after);
+    advance<0, 0, false>(t, tables, before, after, whence);
   from_zero(t, after, taken);
 }
 
@@ -138,22 +154,4 @@ static Best cheapest_edge(const Dense& t, const uint8_t* tables, const uint8_t* 
     }
   }
   return best;
-}
-
-// The first step from a given node: what may follow is the cheapest parallel edge.
-static void leave(const Dense t, const uint8_t* tables, const size_t* nodes, uint8_t* after,
-                  uint8_t* taken) {
-  for (size_t ring = 0; ring < kRings; ++ring)
-    for (size_t to = 0; to < t.nodes; ++to) {
-      const size_t place = (to / kAbreast * t.nodes + nodes[ring]) * kAbreast + to % kAbreast;
-      const uint16_t* offset = t.offsets + place * t.parallel * t.tables;
-      int least = kMost;
-      for (size_t copy = 0; copy < t.parallel; ++copy, offset += t.tables) {
-        int cost = 0;
-        for (size_t i = 0; i < t.tables; ++i) cost += tables[offset[i] + ring];
-        least = cost < least ? cost : least;
-      }
-      after[to * kRings + ring] = uint8_t(least);
-    }
-  from_zero(t, after, taken);
 }

@@ -115,11 +115,11 @@ def _in_float(trellis: Trellis, targets: Floats, passes: int, threads: int) -> S
 class Trellis:
     """A tabulated code as nodes and in-edges; edge = source * parallel + copy.
 
-    table [nodes, lanes + 1, edges] holds sum(v * v), then -2v of each lane; inf and 0 for a state
-    that may not be chosen. source [nodes, sources] are from-nodes, state [nodes, edges] the states.
+    values [2^L, lanes] by state; source [nodes, sources] are from-nodes, state [nodes, edges] the
+    states.
     """
 
-    table: Floats
+    values: Floats
     source: States
     state: States
 
@@ -128,19 +128,25 @@ class Trellis:
         """Edges that share both their nodes."""
         return int(self.state.shape[1] // self.source.shape[1])
 
+    @functools.cached_property
+    def table(self) -> Floats:
+        """[nodes, lanes + 1, edges]: sum(v * v), then -2v of each lane; inf and 0 for a state that
+        may not be chosen."""
+        edge_values = np.moveaxis(self.values[self.state], 2, 1)
+        finite = np.isfinite(edge_values).all(axis=1, keepdims=True)
+        edge_values = np.where(finite, edge_values, np.float32(0))
+        square = np.zeros_like(edge_values[:, :1])
+        for lane in range(self.values.shape[1]):
+            square += edge_values[:, lane : lane + 1] * edge_values[:, lane : lane + 1]
+        square = np.where(finite, square, np.float32(np.inf))
+        table = np.concatenate([square, np.float32(-2) * edge_values], axis=1)
+        return np.ascontiguousarray(table)
+
 
 def trellis(values: Floats, planes: tuple[Plane, ...]) -> Trellis:
     """The trellis of a table of values [2^L, lanes]."""
     source, state = _edges(planes)
-    edge_values = np.moveaxis(values[state], 2, 1)
-    finite = np.isfinite(edge_values).all(axis=1, keepdims=True)
-    edge_values = np.where(finite, edge_values, np.float32(0))
-    square = np.zeros_like(edge_values[:, :1])
-    for lane in range(values.shape[1]):
-        square += edge_values[:, lane : lane + 1] * edge_values[:, lane : lane + 1]
-    square = np.where(finite, square, np.float32(np.inf))
-    table = np.concatenate([square, np.float32(-2) * edge_values], axis=1)
-    return Trellis(table=np.ascontiguousarray(table), source=source, state=state)
+    return Trellis(values=values, source=source, state=state)
 
 
 @functools.lru_cache(maxsize=16)
