@@ -15,10 +15,15 @@ from typing import Any
 
 from timing import HERE, facts, parser, write
 
-RUNS: tuple[tuple[float, str, str, float, dict[str, int | str]], ...] = (
+RUNS: tuple[tuple[float, str, str, float, dict[str, float | str]], ...] = (
     # bits, operand, target, minutes, other options
     (2, "e4m3", "sm90", 14, {}),
     (3, "e4m3", "sm90", 12, {}),
+    (2, "e4m3", "sm90", 8, {"within": 1.08}),
+    (2, "e2m1", "sm120", 8, {"within": 0.64}),
+    (1.5, "e2m1", "sm120", 12, {"within": 0.5}),
+    (3, "e4m3", "sm90", 15, {"within": 2.4}),
+    (4, "e4m3", "sm90", 12, {"within": 1.62}),
     (2, "e4m3", "sm90", 8, {"memory": 10, "lanes": 4, "end": "table"}),
     (2, "e2m1", "sm120", 8, {}),
     (4, "e4m3", "sm90", 8, {}),
@@ -48,7 +53,7 @@ STATUS = {
 
 
 def command(
-    bits: float, operand: str, target: str, minutes: float, options: Mapping[str, int | str]
+    bits: float, operand: str, target: str, minutes: float, options: Mapping[str, float | str]
 ) -> list[str]:
     """The command line of a run."""
     words = ["unspool", "explore", "--bits", f"{bits:g}", "--operand", operand, "--target", target,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError, UnspoolError
 from unspool.explore import explorer, score
 from unspool.explore.explorer import DONE, Settings, explore
@@ -79,6 +80,21 @@ def test_settings_without_codes_are_refused_at_once():
         settings = Settings(**{"bits": 2, "operand": "E4M3", "target": "sm90", **wrong})
         with pytest.raises(DeclarationError):
             explore(settings, goes_on=lambda state: True)
+
+
+def test_codes_that_take_more_than_they_may_are_not_scored():
+    bounded, free = (
+        explore(replace(SETTINGS, within=within), goes_on=lambda state: state.generation < 3)
+        for within in (0.6, None)
+    )
+    most = [
+        max(
+            score.instructions(SETTINGS.hunt().code(each.genome, 1.0), MACHINES["sm120"])
+            for each in state.front.everyone()
+        )
+        for state in (bounded, free)
+    ]
+    assert most[0] <= 0.6 < most[1]
 
 
 def test_what_has_no_rival_races_and_what_is_far_behind_does_not():

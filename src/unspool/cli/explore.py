@@ -75,7 +75,11 @@ Save = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write the best code as a format's file.")
 ]
 Within = Annotated[
-    float | None, typer.Option(help="With --save: instructions per weight it may take.")
+    float | None,
+    typer.Option(
+        help="Instructions per weight a code may take, a look-up being one: others are not scored. "
+        "For avx512 of --save alone."
+    ),
 ]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the front.")]
 
@@ -110,13 +114,11 @@ def explore(
     from unspool.explore.explorer import Settings
     from unspool.explore.report import check_plot, draw, found_rows, published_rows
 
-    settings = Settings.of(bits, operand, target, seed, memory, lanes, end)
+    settings = Settings.of(bits, operand, target, seed, memory, lanes, end, within)
     if minutes is None and generations is None:
         minutes = 10.0
     if resume and log is None:
         raise DeclarationError("nothing to go on with", where="--resume", allowed="--log FILE")
-    if within is not None and save is None:
-        raise DeclarationError("nothing to save", where="--within", allowed="--save FILE")
     if plot:
         check_plot()
     for file in (save, plot, log):

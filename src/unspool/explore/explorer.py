@@ -72,6 +72,8 @@ class Settings:
     #: weights a step, and the programs' end; None: all
     lanes: int | None = None
     end: str | None = None
+    #: instructions per weight that a program may take; None: any
+    within: float | None = None
 
     @classmethod
     def of(
@@ -83,20 +85,22 @@ class Settings:
         memory: int | None,
         lanes: int | None = None,
         end: str | None = None,
+        within: float | None = None,
     ) -> Settings:
         """The settings of a command line: operands in small letters, E4M3 or INT8 by default."""
         usual = "int8" if target in TARGETS else "e4m3"
         name = (usual if operand is None else operand).upper()
         return cls(
-            bits=bits, operand=name, target=target, seed=seed, memory=memory, lanes=lanes, end=end
-        )
+            bits=bits, operand=name, target=target, seed=seed, memory=memory, lanes=lanes, end=end,
+            within=within,
+        )  # fmt: skip
 
     @property
     def command(self) -> str:
         """The command line of a search, without how long it was."""
         words = f"unspool explore --bits {self.bits:g} --operand {self.operand.lower()}"
         words += f" --target {self.target} --seed {self.seed}"
-        asked = {"memory": self.memory, "lanes": self.lanes, "end": self.end}
+        asked = {name: getattr(self, name) for name in ("memory", "lanes", "end", "within")}
         return words + "".join(f" --{option} {value}" for option, value in asked.items() if value)
 
     @property
@@ -120,7 +124,7 @@ class Settings:
                 "no such target", found=self.target, allowed=[*MACHINES, *TARGETS]
             )
         space = Space.of(self.bits, OPERANDS[self.operand], self.memory, self.lanes, self.end)
-        return ProgramHunt(space=space, target=self.target, seed=self.seed)
+        return ProgramHunt(space=space, target=self.target, seed=self.seed, within=self.within)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,8 @@ class ProgramHunt:
     space: Space
     target: str
     seed: int
+    #: instructions per weight that a program may take
+    within: float | None = None
     cost_class: float = CLASS
 
     def asked(self) -> dict[str, Any]:
@@ -65,10 +67,12 @@ class ProgramHunt:
 
     def scored(self, genome: Genome, best: Sequence[Found]) -> Found | None:
         """What a program is worth; None where its values are all zero or do not follow any weights,
-        or no lowering serves."""
-        code = self.space.code(genome)
+        no lowering serves, or it takes more instructions than it may."""
+        code, target = self.space.code(genome), machine(self.target)
         try:
-            cost = score.estimated(code, machine(self.target))
+            cost = score.estimated(code, target)
+            if self.within is not None and score.instructions(code, target) > self.within:
+                return None
             code = score.fitted(code)
         except DeclarationError:
             return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unspool.decode.interpret import state_values
-from unspool.decode.lower import cost, lower, slots
+from unspool.decode.lower import cost, lower, operations, slots
 from unspool.decode.machine import Machine, Slot
 from unspool.encode.viterbi import viterbi
 from unspool.errors import DeclarationError
@@ -94,8 +94,15 @@ def slot_of(code: Code, machine: Machine) -> Slot:
 
 
 def estimated(code: Code, machine: Machine) -> float:
-    """Instructions per weight by our own lowering, before any compiler."""
+    """Instructions per weight by our own lowering, before any compiler, look-ups at what they are
+    worth."""
     return cost(lower(code, slot_of(code, machine), machine))
+
+
+def instructions(code: Code, machine: Machine) -> float:
+    """The same, a look-up being one."""
+    lowered = lower(code, slot_of(code, machine), machine)
+    return operations(lowered).total() / lowered.weights
 
 
 def branches(code: Code) -> int:
