@@ -15,7 +15,7 @@ from unspool.decode.machine import MACHINES
 from unspool.decode.target import why_not
 from unspool.encode.encode import encode
 from unspool.explore import score
-from unspool.explore.explorer import Settings
+from unspool.explore.explorer import Settings, scored
 from unspool.explore.genome import (
     HALVES,
     LEVELS,
@@ -104,8 +104,7 @@ def file(kind, tmp_path_factory) -> Path:
         for name in ("SCREEN", "RACE", "FINAL"):
             patch.setattr(score, name, 4096)
         patch.setattr(score, "TRAINED", (8192, 8192, 16384))
-        found = settings.hunt().scored(genome, [])
-        assert found is not None
+        (found,) = scored(settings.hunt(), [genome], [])
         (row,) = found_rows([found], settings)
     path = tmp_path_factory.mktemp("kind") / "code.json"
     as_format(row, settings, 1, path)

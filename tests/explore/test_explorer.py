@@ -11,7 +11,7 @@ import pytest
 from unspool.decode.machine import MACHINES
 from unspool.errors import DeclarationError, UnspoolError
 from unspool.explore import explorer, score
-from unspool.explore.explorer import DONE, Settings, explore
+from unspool.explore.explorer import DONE, Settings, explore, scored
 from unspool.explore.front import Found, front
 from unspool.explore.genome import Genome, Step
 from unspool.explore.published import trellis
@@ -98,24 +98,28 @@ def test_codes_that_take_more_than_they_may_are_not_scored():
 
 
 def test_what_has_no_rival_races_and_what_is_far_behind_does_not():
-    genome = Genome(16, 4, (Step("multiply", 0, constant=0x97E6B60B, addend=5),))
     two = Settings(bits=2, operand="E4M3", target="sm90").hunt()
-    alone = two.scored(genome, [])
-    assert alone is not None
+    genomes = [
+        Genome(16, 4, (Step("multiply", 0, constant=constant, addend=5),))
+        for constant in (0x97E6B60B, 1)
+    ]
+    alone, beside = scored(two, genomes, [])
     assert alone.mse is not None
+    assert beside.screened > alone.screened
+    assert beside.raced is None
     better = replace(alone, screened=alone.screened / 2)
-    behind = two.scored(genome, [better])
-    assert behind is not None
-    assert behind.mse is None
+    (behind,) = scored(two, genomes[:1], [better])
+    assert (behind.raced, behind.mse) == (None, None)
+    dearer = replace(better, cost=2 * alone.cost)
+    assert scored(two, genomes[:1], [dearer]) == [alone]
 
 
 def test_another_process_scores_the_same(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()  # the other one has the constants as they are
     genome = Genome(16, 4, (Step("multiply", 0, constant=0x97E6B60B, addend=5),))
-    task = (Settings(bits=2, operand="E4M3", target="sm90").hunt(), genome, [])
+    hunt = Settings(bits=2, operand="E4M3", target="sm90").hunt()
     with workers(2, None) as each:
-        (there,) = each(explorer._score, [task])
-    assert there == explorer._score(task)
+        assert scored(hunt, [genome], [], each) == scored(hunt, [genome], [])
 
 
 @pytest.mark.parametrize("code", trellis(2), ids=lambda code: code.name)

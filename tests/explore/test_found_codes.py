@@ -13,7 +13,7 @@ from unspool.decode.machine import MACHINES
 from unspool.decode.target import why_not
 from unspool.encode.encode import encode
 from unspool.errors import DeclarationError
-from unspool.explore.explorer import Settings
+from unspool.explore.explorer import Settings, scored
 from unspool.explore.front import Found
 from unspool.explore.moves import drawn
 from unspool.explore.report import as_format, found_rows
@@ -67,8 +67,7 @@ def table(request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     effort = Effort(few=2048, many=4096)
     hunt = TableHunt(operand=operand, costs={shape: 0.1}, seed=0, effort=effort)
     monkeypatch.setattr(TableHunt, "of", lambda *arguments: hunt)
-    found = hunt.scored(hunt.drawn(np.random.default_rng(3)), [])
-    assert found is not None
+    (found,) = scored(hunt, [hunt.drawn(np.random.default_rng(3))], [])
     settings = Settings(bits=bits, operand=operand, target="avx512")
     (row,) = found_rows([found], settings)
     assert (row.total, row.instructions_per_64_weights) == (0.1, 6.4)

@@ -12,7 +12,7 @@ import pytest
 
 from unspool.errors import DeclarationError
 from unspool.explore import explorer, score
-from unspool.explore.explorer import DONE, Settings, explore
+from unspool.explore.explorer import DONE, Settings, explore, scored
 from unspool.explore.front import Found
 from unspool.explore.table_hunt import Effort, TableHunt
 from unspool.explore.tables import TableGenome, changed, code_of, drawn, shaken, shapes
@@ -61,25 +61,28 @@ def test_a_shaken_table_is_near_the_one_it_was():
     assert 0 < np.sqrt(np.mean(away**2)) < 0.3
 
 
+def only(genome: TableGenome, *best: Found) -> Found:
+    (found,) = scored(SMALL, [genome], best)
+    return found
+
+
 def test_a_trained_table_is_better_than_levels_and_a_screened_one_is_a_parent():
     random = np.random.default_rng(1)
-    tried = [SMALL.scored(drawn((RING,), random), []) for _ in range(3)]
-    best = min((found for found in tried if found), key=lambda found: found.mse or 1.0)
+    tried = [only(drawn((RING,), random)) for _ in range(3)]
+    best = min(tried, key=lambda found: found.mse or 1.0)
     assert best.mse is not None
     assert best.mse < 0.1175  # Lloyd and Max
     assert best.cost == 0.086
     rival = replace(best, screened=best.screened / 2)
-    behind = SMALL.scored(changed(random, best.genome), [rival])
-    assert behind is not None
+    behind = only(changed(random, best.genome), rival)
     assert behind.mse is None
     assert len(behind.genome.entries) == 128
     dearer = replace(rival, cost=1.0)
-    assert SMALL.scored(drawn((RING,), random), [dearer]).mse is not None
+    assert only(drawn((RING,), random), dearer).mse is not None
 
 
 def test_what_is_found_survives_its_log():
-    found = SMALL.scored(drawn((PLAIN,), np.random.default_rng(2)), [])
-    assert found is not None
+    found = only(drawn((PLAIN,), np.random.default_rng(2)))
     assert Found.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 

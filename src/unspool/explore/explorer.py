@@ -1,17 +1,19 @@
 """The explorer: a search for codes that decode cheaply.
 
 A generation is a batch of genomes, drawn or changed from parents, all from one seed, so that what
-it finds does not depend on how many processes score it. What a genome is, and how it is scored, is
-the target's: programs for GPUs (`program_hunt`), trained tables for CPUs (`table_hunt`). The log
-has a line per scored code and one at a generation's end; a run that was stopped goes on after the
-last whole generation, with the same numbers.
+it finds does not depend on how many processes score it. All are screened on few weights; those near
+the front of their cost, to which the generation's own codes belong, race on more, and those near it
+again are measured. What a genome is, and how it is scored, is the target's: programs for GPUs
+(`program_hunt`), trained tables for CPUs (`table_hunt`). The log has a line per scored code and one
+at a generation's end; a run that was stopped goes on after the last whole generation, with the same
+numbers.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +27,7 @@ from unspool.explore.lines import read
 from unspool.explore.program_hunt import ProgramHunt
 from unspool.explore.space import Space
 from unspool.explore.table_hunt import TARGETS, TableHunt
-from unspool.explore.workers import workers
+from unspool.explore.workers import Each, workers
 from unspool.spec.code import Code
 from unspool.spec.operand import OPERANDS
 
@@ -43,6 +45,10 @@ class Hunt(Protocol):
     def cost_class(self) -> float:
         """Costs in instructions per weight that count as one."""
 
+    @property
+    def near(self) -> tuple[float, float]:
+        """How far above the front of its cost a code may be after the screen, after the race."""
+
     def asked(self) -> dict[str, Any]:
         """What its figures depend on beside the settings."""
 
@@ -55,8 +61,14 @@ class Hunt(Protocol):
     def code(self, genome: Any, sigma: float) -> Code:
         """The code of a scored genome."""
 
-    def scored(self, genome: Any, best: Sequence[Found]) -> Found | None:
-        """What a genome is worth beside the best so far; None where it has no code."""
+    def screened(self, genome: Any) -> Found | None:
+        """What a genome is worth on few weights; None where it has no code."""
+
+    def raced(self, found: Found) -> Found:
+        """The same on more weights, its scale or table fitted to them."""
+
+    def measured(self, found: Found) -> Found:
+        """The same on enough weights to be believed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +171,9 @@ def explore(
     with workers(jobs, ray) as each:
         while goes_on(state):
             genomes = generation(hunt, settings.seed, state)
-            rivals = [replace(each, genome=None) for each in state.front.best]  # their figures
-            tasks = [(hunt, genome, rivals) for genome in genomes]
-            found = [scored for scored in each(_score, tasks) if scored is not None]
-            for scored in found:
-                state.front.add(scored)
+            found = scored(hunt, genomes, state.front.best, each)
+            for code in found:
+                state.front.add(code)
             if log:
                 _append(log, found, state.generation, len(genomes))
             state = State(
@@ -189,10 +199,58 @@ def generation(hunt: Hunt, seed: int, state: State) -> list[Any]:
     return list(dict.fromkeys(made))
 
 
-def _score(task: tuple[Hunt, Any, Sequence[Found]]) -> Found | None:
-    """The scored code of a genome; None where it has none."""
-    hunt, genome, best = task
-    return hunt.scored(genome, best)
+def scored(
+    hunt: Hunt, genomes: Sequence[Any], best: Sequence[Found], each: Each = map
+) -> list[Found]:
+    """The codes of genomes that have one: screened, and those near the front raced and measured."""
+    found = [code for code in each(_screened, [(hunt, genome) for genome in genomes]) if code]
+    for near, further, figure in zip(
+        hunt.near, (_raced, _measured), (_on_few, _on_more), strict=True
+    ):
+        places = _near(found, best, near, figure)
+        tasks = [(hunt, found[place]) for place in places]
+        for place, code in zip(places, each(further, tasks), strict=True):
+            found[place] = code
+    return found
+
+
+def _near(
+    found: Sequence[Found],
+    best: Sequence[Found],
+    near: float,
+    figure: Callable[[Found], float | None],
+) -> list[int]:
+    """Places of the codes whose figure is near the least of those that cost no more."""
+    figures = [(each.cost, least) for each in (*best, *found) if (least := figure(each))]
+    return [
+        place
+        for place, code in enumerate(found)
+        if (mine := figure(code))
+        and mine <= near * min(least for cost, least in figures if cost <= code.cost)
+    ]
+
+
+def _on_few(found: Found) -> float | None:
+    return found.screened
+
+
+def _on_more(found: Found) -> float | None:
+    return found.raced
+
+
+def _screened(task: tuple[Hunt, Any]) -> Found | None:
+    hunt, genome = task
+    return hunt.screened(genome)
+
+
+def _raced(task: tuple[Hunt, Found]) -> Found:
+    hunt, found = task
+    return hunt.raced(found)
+
+
+def _measured(task: tuple[Hunt, Found]) -> Found:
+    hunt, found = task
+    return hunt.measured(found)
 
 
 def _begun(settings: Settings, hunt: Hunt, log: Path | None, resume: bool) -> State:

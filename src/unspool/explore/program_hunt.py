@@ -1,13 +1,12 @@
 """A hunt for programs to a GPU's operands: what the explorer draws, changes and scores there.
 
-A code is screened on a few weights; where it comes near the front of its cost, it races on more,
-with other scales, and what is near the front again is measured on enough to be believed. A book is
-trained a little before the screen, on more weights before the race and the last measure.
+A code is screened on a few weights, races on more with other scales, and is measured on enough to
+be believed. A book is trained a little before the screen, on more weights before the race and the
+last measure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +21,9 @@ from unspool.explore.refine import UntrainableError, refined
 from unspool.explore.space import Space
 from unspool.spec.code import Code
 
-NEAR, NEARER = 1.01, 1.0
-"""How far above the front of its cost a code may be after the screen, after the race. The last
-measure takes as long as 32 screens."""
+NEAR = 1.01, 1.0
+"""How far above the front of its cost a code may be after the screen, after the race: to race takes
+as long as 10 screens, the last measure as 32."""
 
 ROUNDS = (2, 3, 2)
 """Of Lloyd's algorithm before the screen, the race and the last measure: as long as 4, 24 and 64
@@ -48,6 +47,7 @@ class ProgramHunt:
     #: instructions per weight that a program may take
     within: float | None = None
     cost_class: float = CLASS
+    near: tuple[float, float] = NEAR
 
     def asked(self) -> dict[str, Any]:
         """What its figures depend on beside the settings."""
@@ -65,9 +65,9 @@ class ProgramHunt:
         """The code of a program."""
         return self.space.code(genome, sigma)
 
-    def scored(self, genome: Genome, best: Sequence[Found]) -> Found | None:
-        """What a program is worth; None where its values are all zero or do not follow any weights,
-        no lowering serves, or it takes more instructions than it may."""
+    def screened(self, genome: Genome) -> Found | None:
+        """What a program is worth on few weights; None where its values are all zero or do not
+        follow any weights, no lowering serves, or it takes more instructions than it may."""
         code, target = self.space.code(genome), machine(self.target)
         try:
             cost = score.estimated(code, target)
@@ -77,32 +77,34 @@ class ProgramHunt:
         except DeclarationError:
             return None
         try:
-            return self._raced(genome, code, cost, best)
+            genome, code = self._trained(genome, code, 0)
         except UntrainableError:
             return None
+        figure = score.distortion(code, self._sample(0))
+        return Found(genome=genome, sigma=code.sigma or 0.0, cost=cost, screened=figure)
 
-    def _raced(self, genome: Genome, code: Code, cost: float, best: Sequence[Found]) -> Found:
-        screen, race, final = (
-            score.Sample(weights=weights, seed=self.seed + i)
-            for i, weights in enumerate((score.SCREEN, score.RACE, score.FINAL))
+    def raced(self, found: Found) -> Found:
+        """Its book trained further, with the best of a few scales."""
+        genome, code = self._trained(found.genome, self._code(found), 1)
+        code = score.best_sigma(code, replace(self._sample(1), weights=score.SCREEN))
+        screened, raced = (score.distortion(code, self._sample(stage)) for stage in (0, 1))
+        return replace(
+            found, genome=genome, sigma=code.sigma or 0.0, screened=screened, raced=raced
         )
-        rivals = [each for each in best if each.cost <= cost]
-        trained, code = self._trained(genome, code, 0)
-        screened = score.distortion(code, screen)
-        found = Found(genome=genome, sigma=code.sigma or 0.0, cost=cost, screened=screened)
-        if screened > NEAR * min((each.screened for each in rivals), default=1.0):
-            return found
-        trained, code = self._trained(trained, code, 1)
-        code = score.best_sigma(code, replace(race, weights=score.SCREEN))
-        screened, raced = score.distortion(code, screen), score.distortion(code, race)
-        found = Found(
-            genome=trained, sigma=code.sigma or 0.0, cost=cost, screened=screened, raced=raced
-        )
-        if raced > NEARER * min((each.raced or 1.0 for each in rivals), default=1.0):
-            return found
-        trained, code = self._trained(trained, code, 2)
-        mse = float(f"{score.distortion(code, final):.5g}")
-        return replace(found, genome=trained, sigma=code.sigma or 0.0, mse=mse)
+
+    def measured(self, found: Found) -> Found:
+        """Its book trained once more, and its error on the most weights."""
+        genome, code = self._trained(found.genome, self._code(found), 2)
+        mse = float(f"{score.distortion(code, self._sample(2)):.5g}")
+        return replace(found, genome=genome, sigma=code.sigma or 0.0, mse=mse)
+
+    def _code(self, found: Found) -> Code:
+        return self.space.code(found.genome, found.sigma)
+
+    def _sample(self, stage: int) -> score.Sample:
+        """The weights of the screen, the race and the last measure, the same for all codes."""
+        weights = (score.SCREEN, score.RACE, score.FINAL)[stage]
+        return score.Sample(weights=weights, seed=self.seed + stage)
 
     def _trained(self, genome: Genome, code: Code, stage: int) -> tuple[Genome, Code]:
         """The genome with its book trained once more, and its code; without a book as it is."""

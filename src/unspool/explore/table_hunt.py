@@ -10,7 +10,7 @@ What a code costs is the loop of its shape in the machine code (`perf.strip_loop
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ TARGETS = ("avx512",)
 ROUNDS, MORE_ROUNDS = 30, 10
 """Of Lloyd's algorithm: on few rings; then on many, before and on the operand's values."""
 
-NEAR, NEARER = 1.015, 1.003
+NEAR = 1.015, 1.003
 """How far above the front of its cost a table may be after the screen, after the race: training on
 eight times the rings takes 1.4 % off (1.3 to 1.5 of the best of 12, in three shapes), the operand's
 values add 0.1 %. To race takes as long as 3 screens, the rest as long as 15."""
@@ -60,6 +60,7 @@ class TableHunt:
     seed: int
     effort: Effort = EFFORT
     cost_class: float = CLASS
+    near: tuple[float, float] = NEAR
 
     @classmethod
     def of(
@@ -95,9 +96,8 @@ class TableHunt:
         """The code of a trained table."""
         return tables.code_of(genome, self._operand, sigma)
 
-    def scored(self, genome: TableGenome, best: Sequence[Found]) -> Found | None:
-        """What becomes of a table: trained on few weights, and on many where it is near the front
-        of its cost."""
+    def screened(self, genome: TableGenome) -> Found:
+        """What becomes of a table that is trained on few weights."""
         trellis = tables.trellis(genome.shape)
         random = np.random.default_rng([self.seed, genome.start])
         values = (
@@ -105,24 +105,28 @@ class TableHunt:
             if genome.entries
             else random_table(random, trellis)
         )
-        few = gaussian(self._random(0), trellis, self._rings(genome.shape, self.effort.few))
-        values, _ = lloyd(values, trellis, few, ROUNDS, threads=1)
-        found = self._rounded(genome, values)
-        rivals = [each.screened for each in best if each.cost <= found.cost]
-        if found.screened > NEAR * min(rivals, default=1.0):
-            return found
-        many = gaussian(self._random(1), trellis, self._rings(genome.shape, self.effort.many))
+        values, _ = lloyd(values, trellis, self._few(genome.shape), ROUNDS, threads=1)
+        return self._rounded(genome, values)
+
+    def raced(self, found: Found) -> Found:
+        """The same on many."""
+        trellis, many = tables.trellis(found.genome.shape), self._many(found.genome.shape)
+        values = tables.values_of(found.genome, self._operand)
         values, _ = lloyd(values, trellis, many, MORE_ROUNDS, threads=1)
-        found = self._rounded(genome, values)
-        if found.screened > NEARER * min(rivals, default=1.0):
-            return found
+        better = self._rounded(found.genome, values)
+        return replace(better, raced=self._distortion(better, 1, score.RACE))
+
+    def measured(self, found: Found) -> Found:
+        """Trained on the operand's values, and measured."""
+        trellis, many = tables.trellis(found.genome.shape), self._many(found.genome.shape)
+        values = tables.values_of(found.genome, self._operand)
         trained = onto(self._operand, values, trellis, many, MORE_ROUNDS, threads=1)
-        better = self._found(genome.shape, trained.bits.ravel(), trained.sigma)
-        code = self.code(better.genome, better.sigma)
-        raced, final = (Sample(weights=weights, seed=self.seed + i)
-                        for i, weights in ((1, score.RACE), (2, score.FINAL)))  # fmt: skip
-        mse = float(f"{distortion(code, final):.5g}")
-        return replace(better, raced=distortion(code, raced), mse=mse)
+        better = self._found(found.genome.shape, trained.bits.ravel(), trained.sigma)
+        raced, mse = (
+            self._distortion(better, number, weights)
+            for number, weights in ((1, score.RACE), (2, score.FINAL))
+        )
+        return replace(better, raced=raced, mse=float(f"{mse:.5g}"))
 
     def _rounded(self, genome: TableGenome, values: np.ndarray) -> Found:
         """A table at its operand's nearest values, the largest of them the operand's."""
@@ -135,15 +139,24 @@ class TableHunt:
         """A scored table, its error on the screen's weights."""
         sigma = float(f"{sigma:.4g}")
         genome = TableGenome(shape, 0, tuple(int(each) for each in bits), sigma)
-        screened = distortion(self.code(genome, sigma), Sample(weights=score.RACE, seed=self.seed))
-        return Found(genome=genome, sigma=sigma, cost=self.costs[shape], screened=screened)
+        found = Found(genome=genome, sigma=sigma, cost=self.costs[shape], screened=0.0)
+        return replace(found, screened=self._distortion(found, 0, score.RACE))
 
-    def _random(self, number: int) -> np.random.Generator:
-        """Of the weights that all tables of a search are trained on."""
-        return np.random.default_rng([self.seed, number, 1])
+    def _distortion(self, found: Found, number: int, weights: int) -> float:
+        code = self.code(found.genome, found.sigma)
+        return distortion(code, Sample(weights=weights, seed=self.seed + number))
 
-    def _rings(self, shape: StripShape, weights: int) -> int:
-        return max(1, weights // (tables.ROWS * tables.COLUMNS * shape.lanes))
+    def _few(self, shape: StripShape) -> np.ndarray:
+        return self._weights(0, shape, self.effort.few)
+
+    def _many(self, shape: StripShape) -> np.ndarray:
+        return self._weights(1, shape, self.effort.many)
+
+    def _weights(self, number: int, shape: StripShape, weights: int) -> np.ndarray:
+        """What all tables of a search are trained on."""
+        rings = max(1, weights // (tables.ROWS * tables.COLUMNS * shape.lanes))
+        random = np.random.default_rng([self.seed, number, 1])
+        return gaussian(random, tables.trellis(shape), rings)
 
     @property
     def _operand(self) -> Operand:

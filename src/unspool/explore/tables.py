@@ -114,6 +114,12 @@ def changed(random: np.random.Generator, parent: TableGenome) -> TableGenome:
 def shaken(genome: TableGenome, operand: Operand) -> Values:
     """The values of a table in units of its sigma, with noise of one to twenty hundredths of it."""
     random = np.random.default_rng(genome.start)
-    known = operand.values()[np.array(genome.entries)].reshape(-1, genome.shape.lanes)
+    known = values_of(genome, operand)
     noise = random.standard_normal(known.shape) * np.geomspace(0.01, 0.2, 8)[random.integers(8)]
-    return (known / genome.sigma + noise).astype(np.float32)
+    return (known + noise).astype(np.float32)
+
+
+def values_of(genome: TableGenome, operand: Operand) -> Values:
+    """The values of a trained table in units of its sigma."""
+    known = operand.values()[np.array(genome.entries)].reshape(-1, genome.shape.lanes)
+    return (known / genome.sigma).astype(np.float32)
