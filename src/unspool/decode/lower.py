@@ -18,9 +18,9 @@ from unspool.decode.lower_table import wide_fields
 from unspool.decode.lowering import Lowering, Tape
 from unspool.decode.machine import Machine, Slot
 from unspool.decode.sign_plane import sign_plane, stored_bits
-from unspool.decode.values import exponent_for
+from unspool.decode.values import exponent_for, tabulated
 from unspool.errors import DeclarationError
-from unspool.spec.code import TABULATED_BITS, Code
+from unspool.spec.code import Code
 from unspool.spec.operand import FP16
 
 LOAD_COST = 6
@@ -36,7 +36,7 @@ def why_not(code: Code, slot: Slot, machine: Machine) -> str:
         return f"{machine.name} does not read {slot}"
     if exponent_for(code, slot.operand) is not None:
         return ""
-    unknown = bool(code.program.parameters) or code.state_bits > TABULATED_BITS
+    unknown = not tabulated(code)
     if unknown and not why_not_wider(code.operand, slot.operand):
         return ""
     kind = "parameters" if unknown else "values"

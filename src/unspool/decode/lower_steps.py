@@ -20,7 +20,8 @@ from unspool.decode.fields import E4M3_IS_E2M3, Fields
 from unspool.decode.interpret import all_states, registers, tabulate
 from unspool.decode.lowering import FULL, Tape
 from unspool.decode.sign_plane import SignPlane
-from unspool.spec.code import TABULATED_BITS, WORD_BITS, Code
+from unspool.decode.values import tabulated
+from unspool.spec.code import WORD_BITS, Code
 from unspool.spec.operand import E2M3, E4M3
 from unspool.spec.program import STATE, Instruction
 
@@ -260,7 +261,7 @@ def _ones(code: Code) -> dict[str, int]:
 @functools.lru_cache(maxsize=64)
 def confined(code: Code) -> bool:
     """Whether all operands are E4M3 with the upper two exponent bits zero: E2M3 * 2**-6."""
-    if code.operand is not E4M3 or code.program.parameters or code.state_bits > TABULATED_BITS:
+    if code.operand is not E4M3 or not tabulated(code):
         return False
     return not int(np.bitwise_or.reduce(tabulate(code).ravel())) & 0x60
 

@@ -35,8 +35,9 @@ HALVES = 0x5410
 
 def wide_fields(code: Code, slot: Slot) -> Iterator[tuple[Tape, Fields, tuple[int, ...]]]:
     """(tape, fields, table) for 1, 2, 4 or 8 steps at a time, where that fits."""
-    values, exponent = state_operands(code), exponent_for(code, slot.operand)
-    if values is None or exponent is None or code.state_bits > MOST_BITS:
+    exponent = exponent_for(code, slot.operand)
+    values = state_operands(code) if code.state_bits <= MOST_BITS else None
+    if values is None or exponent is None:
         return
     operands = bits_of(values, slot.operand, exponent) << np.uint32(slot.low)
     for steps in (1, 2, 4, 8):

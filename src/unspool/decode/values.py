@@ -12,18 +12,20 @@ from unspool.spec.code import TABULATED_BITS, Code
 from unspool.spec.operand import Operand
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, UInt32
+    from jaxtyping import Float64, Int64, UInt32
 
 FURTHEST = 24
 """Powers of two that are tried in both directions: E4M3 spans 18, FP16 40 with subnormals."""
 
 
-@functools.lru_cache(maxsize=128)
+def tabulated(code: Code) -> bool:
+    """Whether its states alone decide a code's values, and are few enough."""
+    return not code.program.parameters and code.state_bits <= TABULATED_BITS
+
+
 def state_operands(code: Code) -> Float64[np.ndarray, "states lanes"] | None:
-    """The value of every state; None where parameters decide or there are too many states."""
-    if code.program.parameters or code.state_bits > TABULATED_BITS:
-        return None
-    return code.operand.values()[tabulate(code)]
+    """The value of every state; None where they are not tabulated."""
+    return code.operand.values()[tabulate(code)] if tabulated(code) else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -32,8 +34,7 @@ def exponent_for(code: Code, operand: Operand) -> int | None:
 
     Patterns that are not finite are left out: a checkpoint with such codes is refused.
     """
-    values = state_operands(code)
-    if values is None:
+    if not tabulated(code):
         return 0 if operand is code.operand else None
     distinct = code.operand.values()[_patterns(code)]
     known = _finite(operand)
@@ -44,11 +45,14 @@ def exponent_for(code: Code, operand: Operand) -> int | None:
 
 
 @functools.lru_cache(maxsize=128)
-def _patterns(code: Code) -> np.ndarray:
+def pattern_counts(code: Code) -> Int64[np.ndarray, "patterns"]:
+    """How often each operand pattern stands in the table of a tabulated code."""
+    return np.bincount(tabulate(code).ravel(), minlength=1 << code.operand.bits)
+
+
+def _patterns(code: Code) -> Int64[np.ndarray, "patterns"]:
     """The finite operand patterns that any state decodes to."""
-    used = np.zeros(1 << code.operand.bits, bool)
-    used[tabulate(code).ravel()] = True
-    return np.flatnonzero(used & np.isfinite(code.operand.values()))
+    return np.flatnonzero((pattern_counts(code) > 0) & np.isfinite(code.operand.values()))
 
 
 def bits_of(

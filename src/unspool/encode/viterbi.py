@@ -285,8 +285,9 @@ def check_finite(targets: Floats, where: str) -> None:
 
 def _check_range(values: Floats, targets: Floats) -> None:
     """Walk costs must stay inside float32: an overflow would look like a forbidden state."""
-    finite = np.abs(values[np.isfinite(values)], dtype=np.float64)
-    largest = finite.max(initial=0.0)
+    finite = np.isfinite(values)
+    ends = (float(each(values, where=finite, initial=0.0)) for each in (np.min, np.max))
+    largest = max(map(abs, ends))
     reach = float(np.abs(targets).max(initial=0.0))
     bound = targets.shape[1] * targets.shape[2] * largest * (largest + 2 * reach)
     if bound > 1e38:

@@ -11,6 +11,7 @@ import numpy as np
 from unspool.decode.interpret import state_values
 from unspool.decode.lower import cost, lower, operations, slots
 from unspool.decode.machine import Machine, Slot
+from unspool.decode.values import pattern_counts
 from unspool.encode.viterbi import viterbi
 from unspool.errors import DeclarationError
 from unspool.spec.code import Code
@@ -46,8 +47,9 @@ class Sample:
 
 def fitted(code: Code) -> Code:
     """The code with the sigma that its values ask for."""
-    values = state_values(code)
-    rms = float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+    counts = pattern_counts(code)
+    values = np.where(counts > 0, code.operand.values(), 0.0)
+    rms = float(np.sqrt(np.sum(counts * values**2) / np.sum(counts)))
     factor = float(np.interp(code.bits_per_weight, RATES, SIGMA_OF_RMS))
     return with_sigma(code, rms * factor)
 
