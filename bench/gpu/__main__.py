@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,10 @@ RESULTS = Path(__file__).parents[1] / "results"
 SECONDS = 430
 """Of eight minutes: the rest is for the first start of torch and the last of a stage."""
 
+PYTHON = (3, 11)
+WRONG, NO_GPU = 2, 3
+"""Exit codes before anything could be imported (docs/gpu.md)."""
+
 STAGES = ("decode", "products", "search", "sanitizer", "probe", "benchmark")
 
 
@@ -26,11 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what was asked for; the exit code (docs/gpu.md)."""
     asked = options(arguments)
     say: Callable[[str], None] = functools.partial(print, flush=True)
+    if sys.version_info < PYTHON:
+        say(f"cannot start: Python {sys.version.split()[0]}, 3.11 or newer is needed")
+        return NO_GPU
     try:
         from gpu import run
+
+        known = _known()
     except ImportError as error:
         say(f"cannot start: {error} (make gpu sets PYTHONPATH; numpy and torch are needed)")
-        return 3
+        return NO_GPU
+    wrong = [name for name in asked.formats if name not in known] or _unwritable(asked)
+    if wrong:
+        say(f"cannot start: found {', '.join(wrong)}; allowed: a file or one of {', '.join(known)}")
+        return WRONG
     if len(asked.only or STAGES) > 1 and not asked.together:
         return _apart(asked, say)
     from unspool.errors import UnspoolError
@@ -50,11 +64,37 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     found = argparse.ArgumentParser(prog="gpu", description=__doc__.splitlines()[0])
     found.add_argument("--only", nargs="*", default=[], choices=STAGES, metavar="STAGE")
     found.add_argument("--formats", nargs="*", default=[], metavar="NAME")
-    found.add_argument("--seconds", type=float, default=SECONDS)
+    found.add_argument("--seconds", type=_seconds, default=SECONDS)
     found.add_argument("--json", type=Path, metavar="FILE", help="default: bench/results/gpu-*")
     found.add_argument("--no-json", action="store_true")
     found.add_argument("--together", action="store_true", help="all stages in this process")
     return found.parse_args(arguments)
+
+
+def _seconds(given: str) -> float:
+    seconds = float(given)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"a positive number of seconds, found {given}")
+    return seconds
+
+
+def _known() -> list[str]:
+    """What --formats takes: formats, and other entrants by name or by its first word."""
+    from gpu.entrants import ENTRANTS
+    from unspool.spec.catalog import FORMATS
+
+    names = [name for each in ENTRANTS for name in (each.name.split()[0], each.name)]
+    return list(dict.fromkeys([*FORMATS, *names]))
+
+
+def _unwritable(asked: argparse.Namespace) -> list[str]:
+    """The file or folder of the results where nothing can be written: a run is long."""
+    if asked.no_json:
+        return []
+    file = asked.json or RESULTS / "gpu.json"
+    folder = next(each for each in file.absolute().parents if each.exists())
+    named = bool(file.name) and not file.is_dir()
+    return [] if named and folder.is_dir() and os.access(folder, os.W_OK) else [str(file)]
 
 
 def _stages() -> Sequence[Any]:
@@ -77,7 +117,7 @@ def _apart(asked: argparse.Namespace, say: Callable[[str], None]) -> int:
     from gpu.stage import Deadline, chosen
 
     def command(stage: Any, file: Path, seconds: float) -> list[str]:
-        part = ["--only", stage.name, "--json", str(file), "--seconds", f"{seconds:.1f}"]
+        part = ["--only", stage.name, "--json", str(file), "--seconds", f"{max(seconds, 0.1):.1f}"]
         formats = ["--formats", *asked.formats] if asked.formats else []
         return [sys.executable, "-m", "gpu", *part, *formats]
 

@@ -30,7 +30,9 @@ from unspool.spec.operand import E4M3
 if TYPE_CHECKING:
     from gpu.board import Board
 
-CODED = ("m2-e4m3-quick", "m2-e4m3", "m3-e4m3", "m2-e2m1", "t2-e2m1", "v1.5-e2m1")
+CODED = (
+    "m2-e4m3-quick", "x2-e4m3", "m2-e4m3", "x3-e4m3", "m3-e4m3", "m2-e2m1", "t2-e2m1", "v1.5-e2m1",
+)  # fmt: skip
 PLAIN = ("s2-e4m3", "s3-e4m3", "s4-e4m3", "mxfp4", "int4", "lut-b", "nvfp4")
 ACTIVATIONS = ("fp8", "fp8x2", "float16", "fp4", "int8")
 

@@ -186,6 +186,33 @@ def test_the_command_writes_results_and_calibration(main_on, tmp_path, capsys):
     assert "written: calibration-nvidia-fake-100.json" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--formats", "m2-e4m4"), "found m2-e4m4; allowed: "),
+        (("--json", "."), "found .; allowed: a file"),
+        (("--json", "/dev/null/x.json"), "found /dev/null/x.json"),
+    ],
+)
+def test_a_wrong_name_or_place_is_told_before_anything_runs(main_on, arguments, part, capsys):
+    assert main_on("--together", *arguments) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert part in line
+
+
+@pytest.mark.parametrize("seconds", ["-3", "0", "nan", "inf"])
+def test_a_run_takes_some_seconds(main_on, seconds):
+    with pytest.raises(SystemExit) as ended:
+        main_on("--seconds", seconds)
+    assert ended.value.code == 2
+
+
+def test_what_cannot_be_imported_is_one_line(main_on, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gpu.entrants", None)
+    assert main_on() == 3
+    assert capsys.readouterr().out.startswith("cannot start: ")
+
+
 def test_nothing_is_written_where_nothing_shall_be(main_on, tmp_path):
     main_on("--only", "products", "--no-json")
     assert list(tmp_path.iterdir()) == []

@@ -56,6 +56,7 @@ def test_the_table_of_the_page_is_what_the_command_says(run):
         (("--gpu", "h300"), "no such GPU; found h300; allowed: h100, h200, b200, rtx4090, rtx5090"),
         (("--gpu", "h200", "--batch", "1,x"), "not numbers of tokens"),
         (("--gpu", "h200", "--batch", "0"), "not numbers of tokens"),
+        (("--gpu", "h200", "--batch", "1,512"), "so many rows are the vendor's GEMM's"),
         (("--gpu", "h200", "--activations", "fp4"), "do not multiply the code's values as packed"),
         ((), "--gpu"),
     ],

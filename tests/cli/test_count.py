@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from unspool.cli.loops import products
 from unspool.cli.main import BAD_INPUT, DONE, status
+from unspool.decode.machine import MACHINES
 from unspool.perf import toolchain
 from unspool.perf.toolchain import why_not
 
@@ -37,6 +39,18 @@ def test_count_of_a_whole_main_loop(capsys):
 
 
 @counting
+def test_without_a_target_those_that_have_such_a_thing_are_counted(capsys):
+    assert (
+        status(["count", "v1.5-e2m1", "--operand", "e2m1", "--container", "packed", "--json"])
+        == DONE
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert [row["target"] for row in document["counts"]] == ["sm100", "sm120"]
+    made = products(["v1.5-e2m1"], [*MACHINES.values()], "fp4", all_of_them=False)
+    assert [each.machine.name for each in made] == ["sm100", "sm120"]
+
+
+@counting
 def test_count_prints_a_table(capsys):
     assert status(["count", "s2-e4m3", "--target", "sm120", "--container", "bytes"]) == DONE
     assert "permute-table" in capsys.readouterr().out
@@ -51,6 +65,10 @@ def test_count_prints_a_table(capsys):
         (["mxfp4", "--target", "sm90", "--operand", "e2m1"], "the target has no such operand"),
         (["nf4", "--target", "sm90", "--operand", "e4m3"], "are not E4M3 times a power of two"),
         (["mxfp4", "--loop", "--record"], "a main loop has one operand"),
+        (["mxfp4", "--tokens", "8"], "a decoder has no activations"),
+        (["mxfp4", "--activations", "nope"], "a decoder has no activations"),
+        (["mxfp4", "--loop", "--activations", "nope"], "nope"),
+        (["nf4", "--operand", "e9m9"], "the target has no such operand"),
         (["t2-e2m1", "--loop", "--target", "sm80", "--activations", "fp8"], "as 8-bit floats"),
     ],
 )

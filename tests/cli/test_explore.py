@@ -70,7 +70,11 @@ def test_a_table_found_for_a_cpu_goes_through_a_model(
         (["--target", "avx512", "--bits", "2.1"], "no codes of this rate have a kernel"),
         (["--target", "sm70"], "sm70"),
         (["--resume"], "--log"),
-        (["--generations", 1, "--jobs", 1, "--save", "x.json", "--within", "0.01"], "within"),
+        (["--within", "0.01"], "--within: not a number of instructions; found 0.01"),
+        (["--within", "nan"], "--within"),
+        (["--save", "code"], "allowed: *.json"),
+        (["--save", "x.json", "--log", "x.json"], "one file for two things"),
+        (["--plot", "x.xyz"], "no such kind of picture; found x.xyz"),
     ],
 )
 def test_bad_input_is_explained(run, arguments, part):

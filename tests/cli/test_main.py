@@ -81,6 +81,11 @@ def test_an_error_under_json_is_one_json_object(run):
     assert "t2-e2m1" in error["allowed"]
 
 
+def test_of_a_table_an_error_under_json_has_the_names(run):
+    error = run("bound", "t2-e2m1", "--gpu", "a100", "--json").json["error"]
+    assert error["allowed"] == ["h100", "h200", "b200", "rtx4090", "rtx5090"]
+
+
 def test_a_wrong_option_under_json_is_one_json_object(run):
     result = run("formats", "--frob", "--json")
     assert (result.code, result.json["error"]["kind"]) == (2, "UsageError")

@@ -68,6 +68,20 @@ def test_a_thinned_tail_adds_the_bits_that_two_registers_have():
     assert (tabulate(tailed) == tabulate(plain) + (both[:, None] >> at & np.uint64(6))).all()
 
 
+def test_half_of_the_tails_that_are_drawn_are_thinned():
+    random = np.random.default_rng(4)
+    ends = [drawn(Space.of(2, E4M3, end="tail"), random).end for _ in range(200)]
+    thinned = [end for end in ends if end and end.thinned is not None]
+    assert 60 < len(thinned) < 140
+    assert all(end.register < (end.thinned or 0) for end in thinned)
+
+
+def test_bits_in_common_are_of_two_registers_in_order():
+    ends = [End(TAIL, 1, 6, thinned=0), End(TAIL, 0, 6, thinned=1), End(TAIL, 1, 6, thinned=1)]
+    found = [Genome(16, 4, (PRODUCT,), end).pruned().end for end in ends]
+    assert found == [ends[1], ends[1], End(TAIL, 1, 6)]
+
+
 def test_a_program_without_a_step_keeps_the_registers_of_its_tail():
     steps = (PRODUCT, Step("permute", 0, constant=0x0110), Step("shift", 0, constant=3), PRODUCT)
     genome = Genome(16, 4, steps, End(TAIL, 0, 6, thinned=3)).pruned()

@@ -13,7 +13,7 @@ import typer
 
 from unspool import __version__
 from unspool.cli.bundled import ModelPath, resolve
-from unspool.cli.inputs import byte_size, calibration_windows, model_files, portable
+from unspool.cli.inputs import byte_size, calibration_windows, check_place, model_files, portable
 from unspool.cli.quantize_options import Exclude, Include, Threads
 from unspool.cli.terminal import AsJson, Quiet, byte_count, print_json, print_table, progress
 from unspool.errors import CheckpointError, DeclarationError
@@ -70,6 +70,7 @@ def allocate(
     from unspool.explore.allocate import check_scipy
 
     check_scipy()
+    check_place(out)
     if (bits is None) == (size is None):
         raise DeclarationError("one of --bits and --size says how large")
     step, microseconds = (None, None) if time is None else _step(time)

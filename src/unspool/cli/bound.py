@@ -64,12 +64,20 @@ def bound(
 
 def _batches(given: str) -> list[int]:
     """Numbers of tokens; raises DeclarationError."""
+    from unspool.matmul.cuda.library import LIBRARY_ROWS
+
     found = [part.strip() for part in given.split(",")]
     if not all(part.isdecimal() and int(part) for part in found):
         raise DeclarationError(
             "not numbers of tokens", where="--batch", found=given, allowed="1,16"
         )
-    return [int(part) for part in found]
+    sizes = [int(part) for part in found]
+    if max(sizes) >= LIBRARY_ROWS:
+        raise DeclarationError(
+            "so many rows are the vendor's GEMM's", where="--batch", found=max(sizes),
+            allowed=f"less than {LIBRARY_ROWS}",
+        )  # fmt: skip
+    return sizes
 
 
 def _bound(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unspool.cli.loops import count_loops, print_loops
+from unspool.cli.loops import count_loops, print_loops, products
 from unspool.cli.terminal import AsJson, Quiet, print_json, print_table, progress
 from unspool.errors import DeclarationError
 
@@ -19,6 +19,9 @@ COLUMNS = (
     "format", "target", "operand", "lowering",
     "ALU", "FMA", "LDS", "CVT", "other", "total", "registers", "spills",
 )  # fmt: skip
+
+
+TOKENS, AUTO = 16, "auto"
 
 
 def count(
@@ -41,10 +44,10 @@ def count(
     loop: Annotated[
         bool, typer.Option("--loop", help="Count the whole main loop of the fused product instead.")
     ] = False,
-    tokens: Annotated[int, typer.Option(min=1, help="With --loop: rows of activations.")] = 16,
+    tokens: Annotated[int, typer.Option(min=1, help="With --loop: rows of activations.")] = TOKENS,
     activations: Annotated[
         str, typer.Option(help="With --loop: auto, float16, fp8, fp8x2, fp8x3, fp4, int8.")
-    ] = "auto",
+    ] = AUTO,
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> None:
@@ -64,12 +67,32 @@ def count(
         raise DeclarationError(
             "a main loop has one operand and no record", where="--loop", allowed="FORMAT, --target"
         )
+    if not loop and (tokens != TOKENS or activations != AUTO):
+        raise DeclarationError(
+            "a decoder has no activations", where="--tokens, --activations", allowed="--loop"
+        )
     names = [*FORMATS] if every else [*(formats or ())]
-    machines = [machine(name) for name in ((not every and target) or MACHINES)]
+    asked = target if target and not every else None
+    machines = [machine(name) for name in asked or MACHINES]
     if loop:
-        print_loops(count_loops(names, machines, activations, tokens, quiet), json)
+        made = products(names, machines, activations, all_of_them=asked is not None)
+        print_loops(count_loops(made, tokens, quiet), json)
     else:
+        machines = machines if asked else _able(machines, operand, container)
         _report(_count(names, machines, (operand, container), quiet), every, write, json)
+
+
+def _able(machines: list[Machine], operand: str | None, container: str | None) -> list[Machine]:
+    """The machines with such an operand; all where none has, so that the first is told of."""
+    return [each for each in machines if _slots(each, operand, container)] or machines
+
+
+def _slots(target: Machine, operand: str | None, container: str | None) -> list[Slot]:
+    return [
+        slot
+        for slot in target.slots
+        if operand in (None, slot.operand.name.lower()) and container in (None, slot.container)
+    ]
 
 
 def _report(counted: list[Counted], every: bool, write: bool, json: bool) -> None:
@@ -117,11 +140,7 @@ def _wanted(
 
     if operand is None and container is None:
         return None
-    fits = [
-        slot
-        for slot in target.slots
-        if operand in (None, slot.operand.name.lower()) and container in (None, slot.container)
-    ]
+    fits = _slots(target, operand, container)
     if not fits:
         raise DeclarationError(
             "the target has no such operand",

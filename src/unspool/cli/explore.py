@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unspool.cli.inputs import check_place
 from unspool.cli.terminal import AsJson, Quiet, print_json, print_table, progress, say
 from unspool.errors import DeclarationError
 
@@ -77,11 +78,14 @@ Save = Annotated[
 Within = Annotated[
     float | None,
     typer.Option(
-        help="Instructions per weight a code may take, a look-up being one: others are not scored. "
-        "For avx512 of --save alone."
+        help="Instructions per weight a code may take, a look-up being one: those far above by our "
+        "own count are not scored, those above by the machine code not shown."
     ),
 ]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the front.")]
+
+LEAST = 0.125
+"""Instructions per weight: one for each register of eight nibbles."""
 
 
 def explore(
@@ -115,22 +119,22 @@ def explore(
     from unspool.explore.report import check_plot, draw, found_rows, published_rows
 
     settings = Settings.of(bits, operand, target, seed, memory, lanes, end, within)
+    _check_within(within)
     if minutes is None and generations is None:
         minutes = 10.0
     if resume and log is None:
         raise DeclarationError("nothing to go on with", where="--resume", allowed="--log FILE")
     if plot:
-        check_plot()
-    for file in (save, plot, log):
-        _check_place(file)
+        check_plot(plot)
+    _check_files(save, plot, log)
     state = _searched(settings, minutes, generations, jobs, ray, log, resume, quiet)
     found = found_rows(state.front.best, settings)
     shown = [*found, *published_rows(settings, lambda text: None if quiet else say(text))]
+    if save:
+        _save(found, settings, state, save)
+    _show(shown, settings, state, json)
     if plot:
         draw(shown, f"{bits:g} bits to {settings.operand}, {target}", plot)
-    _show(shown, settings, state, json)
-    if save:
-        _save(found, settings, state, within, save)
 
 
 def _show(shown: Sequence[Row], settings: Settings, state: State, json: bool) -> None:
@@ -151,25 +155,38 @@ def _predicted_on(rows: Sequence[Row]) -> str:
     return "" if found is None else f"; of bandwidth at batch 1 on {found.device} ({STATUS})"
 
 
-def _check_place(file: Path | None) -> None:
+def _check_within(within: float | None) -> None:
+    if within is not None and not LEAST < within < float("inf"):
+        raise DeclarationError(
+            "not a number of instructions", where="--within", found=within, allowed=f"above {LEAST}"
+        )
+
+
+def _check_files(save: Path | None, plot: Path | None, log: Path | None) -> None:
     """Raises DeclarationError where a file cannot be written later: a search is long."""
-    if file is None:
-        return
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise DeclarationError("no file can be written there", where=str(file))
+    from unspool.spec.catalog.files import SUFFIX
+
+    given = [file for file in (save, plot, log) if file is not None]
+    for file in given:
+        check_place(file)
+    if len({file.absolute() for file in given}) < len(given):
+        raise DeclarationError("one file for two things", where="--save, --plot, --log")
+    if save is not None and save.suffix != SUFFIX:
+        raise DeclarationError(
+            "a format's name ends otherwise", where="--save", found=str(save), allowed=f"*{SUFFIX}"
+        )
 
 
-def _save(
-    found: Sequence[Row], settings: Settings, state: State, within: float | None, path: Path
-) -> None:
+def _save(found: Sequence[Row], settings: Settings, state: State, path: Path) -> None:
     """Writes the code of least error among those that are cheap enough."""
     from unspool.explore.report import as_format
 
-    able = [row for row in found if within is None or row.total <= within]
-    if not able:
-        least = f"{min(row.total for row in found):g} or more" if found else "another search"
-        raise DeclarationError("no code was found within that cost", found=within, allowed=least)
-    as_format(min(able, key=lambda row: row.mse), settings, state.generation, path)
+    if not found:
+        raise DeclarationError(
+            "no code was found within that cost", where="--within", found=settings.within,
+            allowed="more of them, or a longer search",
+        )  # fmt: skip
+    as_format(min(found, key=lambda row: row.mse), settings, state.generation, path)
 
 
 def _searched(

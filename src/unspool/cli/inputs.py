@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unspool.cli.bundled import CALIBRATION, NAME, folder, read_text
-from unspool.errors import CheckpointError
+from unspool.errors import CheckpointError, DeclarationError
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,14 @@ def parse_name(name: str) -> str:
 
     parse(name)
     return name
+
+
+def check_place(file: Path | None) -> None:
+    """Raises DeclarationError where a file cannot be written later, after long work."""
+    if file is None:
+        return
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise DeclarationError("no file can be written there", where=str(file))
 
 
 def portable(name: str) -> str:

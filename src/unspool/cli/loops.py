@@ -7,9 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from unspool.cli.terminal import print_json, print_table, progress
+from unspool.errors import DeclarationError
 
 if TYPE_CHECKING:
     from unspool.decode.machine import Machine
+    from unspool.matmul.cuda.recipe import Recipe
     from unspool.perf.loop import LoopCount
 
 COLUMNS = (
@@ -18,17 +20,37 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def count_loops(
-    names: Sequence[str], machines: Sequence[Machine], activations: str, tokens: int, quiet: bool
-) -> list[LoopCount]:
-    """The main loops of all formats on all machines; DeclarationError where one has none."""
+def products(
+    names: Sequence[str], machines: Sequence[Machine], activations: str, *, all_of_them: bool
+) -> list[Recipe]:
+    """The products of all formats on all machines.
+
+    Raises DeclarationError where one does not exist, or without `all_of_them` where a format has
+    none at all.
+    """
     from unspool.matmul.cuda.recipe import recipe
-    from unspool.perf.loop import count_loop
-    from unspool.perf.toolchain import toolchain
     from unspool.spec.catalog import parse
 
+    made: list[Recipe] = []
+    for name in names:
+        refused = None
+        before = len(made)
+        for target in machines:
+            try:
+                made.append(recipe(parse(name), target, activations))
+            except DeclarationError as error:
+                refused = error
+        if refused and (all_of_them or len(made) == before):
+            raise refused
+    return made
+
+
+def count_loops(made: Sequence[Recipe], tokens: int, quiet: bool) -> list[LoopCount]:
+    """The main loops of products."""
+    from unspool.perf.loop import count_loop
+    from unspool.perf.toolchain import toolchain
+
     tools, found = toolchain(), []
-    made = [recipe(parse(name), target, activations) for name in names for target in machines]
     with progress("counting", quiet=quiet) as advance:
         for done, each in enumerate(made):
             advance(done, len(made), f"{each.format.name} {each.machine.name}")

@@ -155,9 +155,14 @@ def _described(error: UnspoolError) -> dict[str, Any]:
         "kind": type(error).__name__,
         "what": error.what,
         "where": error.where,
-        "found": error.found,
-        "allowed": error.allowed,
+        "found": _plain(error.found),
+        "allowed": _plain(error.allowed),
     }
+
+
+def _plain(thing: object) -> object:
+    """Names alone where there is a table of them."""
+    return list(thing) if isinstance(thing, Mapping) else thing
 
 
 def _show_warning(

@@ -56,6 +56,7 @@ def tabulate(code: Code) -> UInt16[np.ndarray, "states lanes"]:
     parameters."""
     if code.program.parameters:
         raise DeclarationError("values depend on stored parameters", where=f"code {code.name}")
+    _check_few(code)
     return _tabulated(replace(code, name="", sigma=None))
 
 
@@ -74,6 +75,11 @@ def state_values(code: Code) -> Float32[np.ndarray, "states lanes"]:
 
 def all_states(code: Code) -> Word:
     """0, 1, ..., 2**state_bits - 1."""
+    _check_few(code)
+    return np.arange(1 << code.state_bits, dtype=np.uint32)
+
+
+def _check_few(code: Code) -> None:
     if code.state_bits > TABULATED_BITS:
         raise DeclarationError(
             "too many states to tabulate",
@@ -81,7 +87,6 @@ def all_states(code: Code) -> Word:
             found=f"{code.state_bits} bits",
             allowed=f"at most {TABULATED_BITS}",
         )
-    return np.arange(1 << code.state_bits, dtype=np.uint32)
 
 
 def execute(

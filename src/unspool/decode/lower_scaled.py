@@ -38,9 +38,6 @@ LEVELS = range(27)
 STEP = 1 << E5M2.mantissa_bits
 """What a level adds to an entry."""
 
-LOW_STEP, HIGH_STEP = 0x01010100, 0x01010101
-"""Bytes of a table's registers that move; a kernel has levels times STEP."""
-
 SIGN = 0x80
 
 _UPPER_BYTES, _EVEN_BYTES = 0xFF00FF00, 0x2404

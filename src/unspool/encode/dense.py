@@ -33,6 +33,9 @@ FEWEST_EDGES = 1 << 12
 """Smaller trellises have little to look up and keep the search in float32: into 64 nodes, or 16
 of many parallel edges."""
 
+FEWEST_NODES = 8
+"""So many at once are advanced where a GPU searches."""
+
 MOST_LEVELS = 96
 """Levels of a lane whose costs stay in the first cache, for 32 rings: 3 KiB a lane. With the 75 of
 a tail this takes 1 / 2.5 of the time of the search in float32."""
@@ -109,7 +112,7 @@ class Dense:
 def dense(values: Floats, source: States, state: States) -> Dense | None:
     """The dense trellis of values [2^L, lanes] and in-edges as in `Trellis`; None if it is not."""
     nodes, sources = source.shape
-    small = nodes < _ABREAST or state.size < FEWEST_EDGES
+    small = nodes < FEWEST_NODES or state.size < FEWEST_EDGES
     if sources != nodes or small or not np.isfinite(values).all():
         return None
     found, places = zip(*map(_numbered, np.ascontiguousarray(values.T)), strict=True)

@@ -22,10 +22,18 @@ class Point:
     coded: bool
 
 
-def check_matplotlib() -> None:
-    """Raises EvaluationError where matplotlib is missing. Call it before long work."""
+def check_matplotlib(path: Path | None = None) -> None:
+    """Raises EvaluationError where matplotlib is missing, or does not write files of such a name.
+    Call it before long work."""
     if importlib.util.find_spec("matplotlib") is None:
         raise EvaluationError("plots need matplotlib", allowed="pip install 'unspool[plot]'")
+    if path is None:
+        return
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds:
+        raise EvaluationError("no such kind of picture", found=str(path), allowed=sorted(kinds))
 
 
 def plot_divergence(points: Sequence[Point], title: str, path: str | Path) -> None:

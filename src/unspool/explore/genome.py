@@ -88,9 +88,12 @@ class End:
         return (self.register,) if self.thinned is None else (self.register, self.thinned)
 
     def renumbered(self, number: Callable[[int], int]) -> End:
-        """The same end of registers that are called otherwise."""
-        thinned = None if self.thinned is None else number(self.thinned)
-        return replace(self, register=number(self.register), thinned=thinned)
+        """The same end of registers that are called otherwise, a tail's two in order; bits that
+        one register has in common with itself are its own."""
+        if self.thinned is None:
+            return replace(self, register=number(self.register))
+        low, high = sorted((number(self.register), number(self.thinned)))
+        return replace(self, register=low, thinned=None if low == high else high)
 
 
 @dataclass(frozen=True)

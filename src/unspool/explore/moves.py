@@ -95,11 +95,11 @@ def _ended(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
         register = int(random.integers(len(genome.steps) + 1))
     if op == TAIL:
         bits = int(random.integers(1, FIELDS[space.operand].room + 1))
-    if op == LEVELS:
-        bits = FROM[int(random.integers(len(FROM)))]
         if random.random() < THINNED:
             registers = len(genome.steps) + 1
             thinned = (register + int(random.integers(1, registers))) % registers  # another one
+    if op == LEVELS:
+        bits = FROM[int(random.integers(len(FROM)))]
     if op not in (LEVELS, TABLE):
         return replace(genome, end=End(op, register, bits, thinned=thinned))
     book, signs = _book(space, random, genome, op), False

@@ -53,7 +53,8 @@ def found_rows(best: Sequence[Found], settings: Settings) -> list[Row]:
             _row(code, code, counted, target, mse=each.mse or 0.0, found=True)
             for each, code, counted in zip(best, codes, _counts(codes, target), strict=True)
         ]
-    found = [row for row in found if row.mse <= WORST * 4.0**-settings.bits]
+    most = settings.within or float("inf")
+    found = [r for r in found if r.mse <= WORST * 4.0**-settings.bits and r.total <= most]
     return pareto(found, lambda row: (row.total, row.mse))
 
 

@@ -55,15 +55,18 @@ def search_on(device: str | None) -> Search:
 
 def available(device: str) -> torch.device:
     """A device that holds numbers here; raises ModelError where it does not."""
+    allowed = "cpu, or cuda with an NVIDIA GPU and a torch built for it"
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ModelError("no such device here", where=device, found=kind, allowed=allowed)
     try:
         found = torch.device(device)
         torch.zeros(1, device=found).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).partition("\n")[0]
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).partition("\n")[0].partition(". ")[0]
         raise ModelError(
-            "no such device here", where=device, found=first, allowed="cpu, or cuda with an NVIDIA "
-            "GPU and a torch built for it",
-        ) from error  # fmt: skip
+            "no such device here", where=device, found=first, allowed=allowed
+        ) from error
     return found
 
 

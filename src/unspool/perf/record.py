@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -42,7 +43,9 @@ def save(counted: Sequence[Counted], compiler: str) -> None:
     rows = ",\n ".join(json.dumps(row) for row in document.pop("counts"))
     head = json.dumps(document, indent=1).removesuffix("\n}")
     with resources.as_file(_FILE) as path:
-        path.write_text(f'{head},\n "counts": [\n {rows}\n ]\n}}\n', encoding="utf-8")
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(f'{head},\n "counts": [\n {rows}\n ]\n}}\n', encoding="utf-8")
+        part.replace(path)
 
 
 def load() -> tuple[str, list[Counted]]:
