@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unspool.decode.interpret import interpret
+from unspool.decode.interpret import interpret, tabulate
+from unspool.spec.catalog import parse
 from unspool.spec.program import ARITY, STATE, Instruction, Program, Table
 
 WORD = st.integers(0, (1 << 32) - 1)
@@ -128,3 +129,11 @@ def test_a_table_index_wraps() -> None:
 
 def test_every_declared_instruction_is_tested_here() -> None:
     assert set(PLAIN_PYTHON) | {"half2-add", "half2-fma", "table"} == set(ARITY)
+
+
+def test_a_code_is_tabulated_once_and_nobody_writes_to_the_table():
+    code = parse("m2-e4m3").code
+    found = tabulate(code)
+    assert tabulate(code) is found
+    with pytest.raises(ValueError, match="read-only"):
+        found[0] = 0

@@ -8,7 +8,7 @@ import pytest
 from dense_codes import PAIRS, SINGLES, some_code
 from unspool import native
 from unspool.decode.interpret import state_values
-from unspool.encode.dense import dense, search, search_twin
+from unspool.encode.dense import _numbered, dense, search, search_twin
 from unspool.encode.viterbi import trellis, viterbi, viterbi_twin
 from unspool.spec.catalog import parse
 
@@ -19,6 +19,7 @@ CODES = [  # planes, lanes, levels: parallel edges or none, pairs of lanes or si
     (((13, 7),), 4, PAIRS),
     (((14, 8),), 1, SINGLES),
     (((13, 10),), 2, SINGLES),  # few nodes of many edges
+    (((14, 10),), 4, SINGLES),
     (((6, 3), (6, 3)), 2, SINGLES),
 ]
 
@@ -60,6 +61,20 @@ def test_walks_are_closed_and_as_good_as_those_of_float32(code):
     ]
     assert errors[0] <= 1.01 * errors[1]
     assert (lanes == 1) <= (not lost.any())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.0, -0.0, 2.5, -1.0, 2.5],
+        [1.0, np.nextafter(np.float32(1), np.float32(2)), -3.0],  # alike in their upper halves
+    ],
+)
+def test_values_are_numbered_from_the_least_on(values):
+    given = np.array(values, np.float32)
+    levels, places = _numbered(given)
+    np.testing.assert_array_equal(levels, np.unique(given))
+    np.testing.assert_array_equal(levels[places], given)
 
 
 def test_rings_that_bytes_cannot_hold_are_searched_in_float32():

@@ -73,6 +73,20 @@ def test_a_log_is_of_one_search(tmp_path: Path):
         explore(other, goes_on=lambda state: False, log=log, resume=True)
 
 
+def test_a_log_of_fewer_options_is_of_the_same_search_and_a_damaged_one_is_told(tmp_path: Path):
+    log = tmp_path / "log.jsonl"
+    explore(SETTINGS, goes_on=lambda state: state.generation < 1, log=log)
+    first, *lines = log.read_text().splitlines()
+    older = json.loads(first)
+    del older["settings"]["within"]
+    log.write_text("\n".join([json.dumps(older), *lines]) + "\n")
+    assert explore(SETTINGS, goes_on=lambda state: False, log=log, resume=True).generation == 1
+    for text, what in (("{}", "not the log"), (f'{first}\n{{"generation": 0}}', "damaged line")):
+        log.write_text("\n".join([text, *lines]) + "\n")
+        with pytest.raises(UnspoolError, match=what):
+            explore(SETTINGS, goes_on=lambda state: False, log=log, resume=True)
+
+
 def test_settings_without_codes_are_refused_at_once():
     cpu = {"target": "avx512", "operand": "INT8"}
     for wrong in ({"operand": "E9M9"}, {"operand": "E5M2"}, {"target": "sm1"},

@@ -36,6 +36,11 @@ def test_all_that_is_drawn_or_changed_is_a_code_of_finite_values(operand, bits):
         assert len(genome.steps) >= 1
 
 
+def test_four_weights_a_step_have_the_memory_that_a_window_has_room_for():
+    shapes = {bits: Space.of(bits, E4M3, lanes=4).shapes for bits in (2, 3, 3.5, 4)}
+    assert shapes == {2: ((16, 4),), 3: ((20, 4),), 3.5: ((20, 4),), 4: ((20, 4),)}
+
+
 def test_steps_that_nothing_reads_go_and_sums_have_one_order():
     used = Step("multiply", 0, constant=5, addend=7)
     padded = Genome(16, 4, (Step("permute", 0, constant=0x1010), used, Step("xor", 2, 0)))

@@ -73,6 +73,7 @@ def allocate(
     check_place(out)
     if (bits is None) == (size is None):
         raise DeclarationError("one of --bits and --size says how large")
+    _check_rate(bits) if bits is not None else byte_size(size or "", "--size")
     step, microseconds = (None, None) if time is None else _step(time)
     names = _names(formats)
     source = resolve(path)
@@ -179,14 +180,20 @@ def _default_below(bits: float) -> str:
     return DEFAULTS[max(rate for rate in DEFAULTS if rate <= bits)]
 
 
-def _between(bits: float, of: Callable[[str], int]) -> int:
-    """What uniform formats of a rate need; of one between two rates, on the line between."""
+def _check_rate(bits: float) -> None:
     from unspool.spec.catalog import DEFAULTS
 
     rates = sorted(DEFAULTS)
     if not rates[0] <= bits <= rates[-1]:
         raise DeclarationError("no such rate", where="--bits", found=bits,
                                allowed=f"{rates[0]:g} to {rates[-1]:g}")  # fmt: skip
+
+
+def _between(bits: float, of: Callable[[str], int]) -> int:
+    """What uniform formats of a rate need; of one between two rates, on the line between."""
+    from unspool.spec.catalog import DEFAULTS
+
+    rates = sorted(DEFAULTS)
     low = max(rate for rate in rates if rate <= bits)
     high = min(rate for rate in rates if rate >= bits)
     ends = of(_default_below(bits)), of(DEFAULTS[high])

@@ -61,16 +61,8 @@ def count(
 
     if bool(formats) == every:
         raise DeclarationError("nothing to count", allowed="FORMAT... or --all")
-    if write and (operand or container):
-        raise DeclarationError("a record is of all operands", where="--record")
-    if loop and (every or write or operand or container):
-        raise DeclarationError(
-            "a main loop has one operand and no record", where="--loop", allowed="FORMAT, --target"
-        )
-    if not loop and (tokens != TOKENS or activations != AUTO):
-        raise DeclarationError(
-            "a decoder has no activations", where="--tokens, --activations", allowed="--loop"
-        )
+    multiplied = tokens != TOKENS or activations != AUTO
+    _check_together(write, loop, every or write, bool(operand or container), multiplied)
     names = [*FORMATS] if every else [*(formats or ())]
     asked = target if target and not every else None
     machines = [machine(name) for name in asked or MACHINES]
@@ -80,6 +72,21 @@ def count(
     else:
         machines = machines if asked else _able(machines, operand, container)
         _report(_count(names, machines, (operand, container), quiet), every, write, json)
+
+
+def _check_together(
+    write: bool, loop: bool, recorded: bool, narrowed: bool, multiplied: bool
+) -> None:
+    if multiplied and not loop:
+        raise DeclarationError(
+            "a decoder has no activations", where="--tokens, --activations", allowed="--loop"
+        )
+    if write and narrowed:
+        raise DeclarationError("a record is of all operands", where="--record")
+    if loop and (recorded or narrowed):
+        raise DeclarationError(
+            "a main loop has one operand and no record", where="--loop", allowed="FORMAT, --target"
+        )
 
 
 def _able(machines: list[Machine], operand: str | None, container: str | None) -> list[Machine]:

@@ -38,7 +38,7 @@ Memory = Annotated[
         min=1,
         max=16,
         help="Bits that a step shares with the next; given, one weight a step is tried too. "
-        "[default: 8 or 10; avx512: all there are]",
+        "[default: 4 to 10; avx512: all there are]",
     ),
 ]
 Lanes = Annotated[

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from unspool.decode.fields import Fields, convert, why_not_wider
 from unspool.decode.lower_plain import plain_fields
@@ -60,13 +60,29 @@ def lowerings(code: Code, slot: Slot, machine: Machine) -> tuple[Lowering, ...]:
         raise DeclarationError(reason, found=str(slot), allowed=able or "nothing on this target")
     found = [*_plain(code, slot, machine), *_wide(code, slot), *_steps(code, slot, machine)]
     if not found:
-        raise DeclarationError(f"no lowering to {slot} gives the code's values exactly")
+        raise DeclarationError(
+            f"no lowering to {slot} gives the code's values exactly", where=f"code {code.name}"
+        )
     return tuple(sorted(found, key=cost))
 
 
 def lower(code: Code, slot: Slot, machine: Machine) -> Lowering:
     """The cheapest lowering of a code to a slot of a machine."""
     return lowerings(code, slot, machine)[0]
+
+
+def lower_each(code: Code, held: Iterable[Slot], machine: Machine) -> list[Lowering]:
+    """The cheapest lowering to each of the slots that has one: that values fit an operand is not
+    always seen in their fields. Raises DeclarationError where none of some slots has."""
+    found, refused = [], None
+    for slot in held:
+        try:
+            found.append(lower(code, slot, machine))
+        except DeclarationError as error:
+            refused = error
+    if refused and not found:
+        raise refused
+    return found
 
 
 def operations(lowering: Lowering) -> Counter[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -267,9 +267,14 @@ def _begun(settings: Settings, hunt: Hunt, log: Path | None, resume: bool) -> St
     _check_same(lines, _asked(settings, hunt), log)
     done = [line for line in lines if DONE in line]
     last = max((line[DONE] for line in done), default=-1)
-    found = [
-        Found.from_json(line["found"]) for line in lines if line.get("generation", last + 1) <= last
-    ]
+    try:
+        found = [
+            Found.from_json(line["found"])
+            for line in lines
+            if line.get("generation", last + 1) <= last
+        ]
+    except (KeyError, TypeError) as error:
+        raise UnspoolError("a damaged line", where=str(log), found=str(error)) from error
     _rewrite(log, [line for line in lines if line.get("generation", last) <= last])
     return State(
         front=front(found, hunt.cost_class),
@@ -280,8 +285,10 @@ def _begun(settings: Settings, hunt: Hunt, log: Path | None, resume: bool) -> St
 
 def _check_same(lines: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], log: Path) -> None:
     stored = lines[0] if lines else {}
-    if stored != asked:
-        known, wanted = _flat(stored), _flat(asked)
+    if "settings" not in stored:
+        raise UnspoolError("not the log of a search", where=str(log))
+    known, wanted = _flat(stored), _flat(asked)
+    if known != wanted:
         other = [name for name in wanted if known.get(name) != wanted[name]]
         raise UnspoolError(
             "the log is of another search", where=str(log),
@@ -291,8 +298,9 @@ def _check_same(lines: Sequence[Mapping[str, Any]], asked: Mapping[str, Any], lo
 
 
 def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A log's first line without nesting."""
-    settings = line.get("settings", {})
+    """A log's first line without nesting; options that came later as they are if not given."""
+    usual = {each.name: each.default for each in fields(Settings) if each.default is not MISSING}
+    settings = {**usual, **line["settings"]}
     return {**settings, **{name: found for name, found in line.items() if name != "settings"}}
 
 

@@ -83,16 +83,20 @@ def stretched(code: Code, factors: Sequence[float]) -> list[Code]:
 
 
 def slot_of(code: Code, machine: Machine) -> Slot:
-    """The narrowest float slot of a machine that holds a code's values; integers have their own.
+    """The narrowest float slot of a machine that a code is lowered to; integers have their own.
 
     Raises DeclarationError where there is none.
     """
     held = [s for s in slots(code, machine) if (s.operand is INT8) == code.operand.integer]
-    if not held:
-        raise DeclarationError(
-            f"{machine.name} has no matrix unit for these values", found=code.operand.name
-        )
-    return next((s for s in held if s.operand not in (FP16, BF16)), held[0])
+    refused = DeclarationError(
+        f"{machine.name} has no matrix unit for these values", found=code.operand.name
+    )
+    for slot in sorted(held, key=lambda slot: slot.operand in (FP16, BF16)):
+        try:
+            return lower(code, slot, machine).slot
+        except DeclarationError as error:
+            refused = error
+    raise refused
 
 
 def estimated(code: Code, machine: Machine) -> float:

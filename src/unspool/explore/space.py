@@ -49,8 +49,9 @@ class Space:
     ) -> Space:
         """The space of a rate; raises DeclarationError where it is empty.
 
-        `memory`: bits that a step's window shares with the next; by default 8, and 10 as well with
-        two weights a step. `lanes`: weights a step, `end`: the programs' end; by default all.
+        `memory`: bits that a step's window shares with the next; by default 8, with two weights a
+        step 10 as well, with four what a window has room for. `lanes`: weights a step, `end`: the
+        programs' end; by default all.
         """
         if not LEAST_BITS <= bits <= 4:
             raise DeclarationError(
@@ -106,7 +107,7 @@ def _no_shapes(
     if lanes is None and end is None:
         return DeclarationError(
             "no codes of this rate", where="bits", found=bits,
-            allowed=f"0.5, 1, 1.5, ... 4, windows of at most {MOST_WINDOW} bits",
+            allowed=f"0.5 to 4, whole bits a step, windows of at most {MOST_WINDOW} bits",
         )  # fmt: skip
     of_rate = {shape[1] for shape in _shapes(bits, operand, memory, None)}
     able = [each for each in sorted(of_rate) if _ends_in(end, operand, (0, each))]

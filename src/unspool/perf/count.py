@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unspool.decode.emit_cuda import emit, header
-from unspool.decode.lower import lower, slots
+from unspool.decode.lower import lower_each, slots
 from unspool.decode.lower_scaled import scaled, scaled_slots, takes_scales
 from unspool.decode.lowering import Lowering
 from unspool.decode.machine import BYTES, Machine, Slot
@@ -74,7 +74,7 @@ def count_format(
     Raises DeclarationError where there is none, and UnspoolError of the toolchain.
     """
     held = slots(fmt.code, machine)
-    chosen = [(lower(fmt.code, slot, machine), False) for slot in wanted or held]
+    chosen = [(lowering, False) for lowering in lower_each(fmt.code, wanted or held, machine)]
     if not chosen:
         raise DeclarationError("no slot of this target holds the values", where=fmt.name)
     if takes_scales(fmt):

@@ -32,7 +32,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from unspool.decode.lower import cost, lower, slots
+from unspool.decode.lower import cost, lower_each, slots
 from unspool.decode.lower_scaled import scaled, scaled_slots, takes_scales
 from unspool.decode.machine import BYTES, Machine, Slot
 from unspool.errors import DeclarationError
@@ -299,7 +299,7 @@ def _recipe(
         made, _ = _fitting(fmt, machine, activations, by_table, TABLE)
         if made is not None:
             return made, ""
-    found = [geometry(fmt.code, lower(fmt.code, slot, machine)) for slot in able]
+    found = [geometry(fmt.code, lowering) for lowering in lower_each(fmt.code, able, machine)]
     best = min(found, key=lambda g: cost(g.lowering))
     three = LOOPS[machine.name] == "wgmma" and TERMS[activations] == 3
     if three and best.slices > SLICES_OF_THREE_TERMS:
