@@ -81,6 +81,7 @@ class ProgramHunt:
             code = score.fitted(code)
         except DeclarationError:
             return None
+        code = score.best_sigma(code, self._sample(0, score.SCREEN // 4), score.FIRST_SIGMAS)
         try:
             genome, code = self._trained(genome, code, 0)
         except UntrainableError:
@@ -91,7 +92,7 @@ class ProgramHunt:
     def raced(self, found: Found) -> Found:
         """Its book trained further, with the best of a few scales."""
         genome, code = self._trained(found.genome, self._code(found), 1)
-        code = score.best_sigma(code, replace(self._sample(1), weights=score.SCREEN))
+        code = score.best_sigma(code, self._sample(1, score.SCREEN))
         screened, raced = (score.distortion(code, self._sample(stage)) for stage in (0, 1))
         return replace(
             found, genome=genome, sigma=code.sigma or 0.0, screened=screened, raced=raced
@@ -106,10 +107,11 @@ class ProgramHunt:
     def _code(self, found: Found) -> Code:
         return self.space.code(found.genome, found.sigma)
 
-    def _sample(self, stage: int) -> score.Sample:
-        """The weights of the screen, the race and the last measure, the same for all codes."""
-        weights = (score.SCREEN, score.RACE, score.FINAL)[stage]
-        return score.Sample(weights=weights, seed=self.seed + stage)
+    def _sample(self, stage: int, weights: int | None = None) -> score.Sample:
+        """The weights of the screen, the race and the last measure, the same for all codes; or so
+        many of them."""
+        all_of_them = (score.SCREEN, score.RACE, score.FINAL)[stage]
+        return score.Sample(weights=weights or all_of_them, seed=self.seed + stage)
 
     def _trained(self, genome: Genome, code: Code, stage: int) -> tuple[Genome, Code]:
         """The genome with its book trained once more, and its code; without a book as it is."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unspool.explore.score import Sample, distortion, fitted, stretched
+from unspool.explore.score import Sample, distortion, fitted, with_sigma
 from unspool.spec.catalog.multiply import to_e2m1, to_e2m3, to_e4m3, to_e4m3_quick
 from unspool.spec.code import Code
 
@@ -81,7 +81,9 @@ def _draw(random: np.random.Generator, bits: int, form: Callable[..., Code]) -> 
 
 
 def _best_sigma(code: Code, rings: int, seed: int) -> Found:
-    return min((_measure(each, rings, seed) for each in stretched(code, SIGMAS)), key=_error)
+    assert code.sigma is not None
+    each = [with_sigma(code, code.sigma * factor) for factor in SIGMAS]
+    return min((_measure(code, rings, seed) for code in each), key=_error)
 
 
 def _measure(code: Code, rings: int, seed: int) -> Found:
