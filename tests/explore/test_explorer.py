@@ -15,7 +15,15 @@ from unspool.explore.explorer import DONE, Settings, explore, scored
 from unspool.explore.front import Found, front
 from unspool.explore.genome import Genome, Step
 from unspool.explore.published import trellis
-from unspool.explore.score import Sample, distortion, fitted
+from unspool.explore.score import (
+    SIGMAS,
+    Sample,
+    best_sigma,
+    distortion,
+    distortions,
+    fitted,
+    with_sigma,
+)
 from unspool.explore.workers import workers
 
 SETTINGS = Settings(bits=1.5, operand="E2M1", target="sm120", seed=4, memory=4)
@@ -134,6 +142,18 @@ def test_another_process_scores_the_same(monkeypatch: pytest.MonkeyPatch):
     hunt = Settings(bits=2, operand="E4M3", target="sm90").hunt()
     with workers(2, None) as each:
         assert scored(hunt, [genome], [], each) == scored(hunt, [genome], [])
+
+
+def test_scales_in_one_search_are_as_good_as_each_alone():
+    """Not to the bit: values are divided by sigma where weights are multiplied by a factor."""
+    code, sample = trellis(2)[0], Sample(weights=2048, seed=5)
+    assert code.sigma is not None
+    together = distortions(code, sample, SIGMAS)
+    alone = [distortion(with_sigma(code, code.sigma * factor), sample) for factor in SIGMAS]
+    assert together == pytest.approx(alone, rel=1e-3)
+    assert best_sigma(code, sample).sigma == pytest.approx(
+        code.sigma * SIGMAS[together.index(min(together))], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("code", trellis(2), ids=lambda code: code.name)
