@@ -23,6 +23,7 @@ RUNS: tuple[tuple[float, str, str, float, dict[str, float | str]], ...] = (
     (2, "e2m1", "sm120", 8, {"within": 0.64}),
     (1.5, "e2m1", "sm120", 8, {"lanes": 8, "within": 0.5}),
     (3, "e4m3", "sm90", 12, {"lanes": 4, "end": "tail", "within": 2.4}),
+    (3, "e4m3", "sm90", 12, {"lanes": 4, "end": "tail", "within": 2.0, "seed": 1}),
     (4, "e4m3", "sm90", 12, {"lanes": 4, "end": "tail", "within": 1.62}),
     (2, "e4m3", "sm90", 8, {"memory": 10, "lanes": 4, "end": "table"}),
     (2, "e2m1", "sm120", 8, {}),
