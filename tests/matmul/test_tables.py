@@ -13,7 +13,7 @@ from unspool.pack.words import unpack
 from unspool.spec.catalog import FORMATS, parse
 
 TABULATED = [name for name, fmt in FORMATS.items() if not fmt.code.program.parameters]
-LOOKED_UP = ("x1-e2m1", "x3.5-e4m3", "x4-e4m3")
+LOOKED_UP = ("x1-e2m1", "x1.5-e2m1-fine", "x3.5-e4m3", "x4-e4m3")
 """Codes whose windows of a row are more than a word, or too many for a table of levels: operands
 are looked up instead."""
 FLOATS_LOOKED_UP = (("x2.5-e4m3", False), ("x2.5-e4m3-fine", False))
