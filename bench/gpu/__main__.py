@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu.run import NO_GPU, WRONG
+
 RESULTS = Path(__file__).parents[1] / "results"
 SECONDS = 430
 """Of eight minutes: the rest is for the first start of torch and the last of a stage."""
 
 PYTHON = (3, 11)
-WRONG, NO_GPU = 2, 3
-"""Exit codes before anything could be imported (docs/gpu.md)."""
 
 STAGES = ("decode", "products", "search", "sanitizer", "probe", "benchmark")
 
@@ -35,15 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"cannot start: Python {sys.version.split()[0]}, 3.11 or newer is needed")
         return NO_GPU
     try:
-        from gpu import run
-
         known = _known()
     except ImportError as error:
         say(f"cannot start: {error} (make gpu sets PYTHONPATH; numpy and torch are needed)")
         return NO_GPU
-    wrong = [name for name in asked.formats if name not in known] or _unwritable(asked)
-    if wrong:
-        say(f"cannot start: found {', '.join(wrong)}; allowed: a file or one of {', '.join(known)}")
+    unknown = [name for name in asked.formats if name not in known]
+    if unknown:
+        say(f"--formats: found {', '.join(unknown)}; allowed: {', '.join(known)}")
+        return WRONG
+    if not _writable(asked):
+        say(f"--json: no file can be written there; found {asked.json or RESULTS}")
         return WRONG
     if len(asked.only or STAGES) > 1 and not asked.together:
         return _apart(asked, say)
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         board = Board()
     except UnspoolError as error:
         say(f"no GPU to run on: {error}")
-        return run.NO_GPU
+        return NO_GPU
     return _on(board, asked, say)
 
 
@@ -87,14 +88,14 @@ def _known() -> list[str]:
     return list(dict.fromkeys([*FORMATS, *names]))
 
 
-def _unwritable(asked: argparse.Namespace) -> list[str]:
-    """The file or folder of the results where nothing can be written: a run is long."""
+def _writable(asked: argparse.Namespace) -> bool:
+    """Whether results can be written: a run is long."""
     if asked.no_json:
-        return []
+        return True
     file = asked.json or RESULTS / "gpu.json"
     folder = next(each for each in file.absolute().parents if each.exists())
     named = bool(file.name) and not file.is_dir()
-    return [] if named and folder.is_dir() and os.access(folder, os.W_OK) else [str(file)]
+    return named and folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def _stages() -> Sequence[Any]:
@@ -113,7 +114,7 @@ def _stages() -> Sequence[Any]:
 
 def _apart(asked: argparse.Namespace, say: Callable[[str], None]) -> int:
     """Each stage in a child of this process, which never opens the GPU."""
-    from gpu import apart, run
+    from gpu import apart
     from gpu.stage import Deadline, chosen
 
     def command(stage: Any, file: Path, seconds: float) -> list[str]:
@@ -130,7 +131,7 @@ def _apart(asked: argparse.Namespace, say: Callable[[str], None]) -> int:
             say=say,
         )
     except apart.NoGpuError:
-        return run.NO_GPU
+        return NO_GPU
     return _finish(asked, document, say)
 
 

@@ -26,8 +26,8 @@ from gpu.stage import (
 if TYPE_CHECKING:
     from gpu.board import Board
 
-ALL_RIGHT, SOMETHING_FAILED, NO_GPU, NO_TIME = 0, 1, 3, 4
-"""Exit codes; 2 is a wrong command line. `docs/gpu.md` has them too."""
+ALL_RIGHT, SOMETHING_FAILED, WRONG, NO_GPU, NO_TIME = 0, 1, 2, 3, 4
+"""Exit codes; the third is of a wrong command line. `docs/gpu.md` has them too."""
 
 SCHEMA = 1
 

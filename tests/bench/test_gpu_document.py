@@ -28,8 +28,16 @@ def test_stages_and_their_shares_are_on_the_page():
 def test_exit_codes_are_on_the_page():
     from gpu import run
 
-    codes = {str(c) for c in (run.ALL_RIGHT, run.SOMETHING_FAILED, run.NO_GPU, run.NO_TIME)}
-    assert codes <= cells(0)
+    every = run.ALL_RIGHT, run.SOMETHING_FAILED, run.WRONG, run.NO_GPU, run.NO_TIME
+    assert set(map(str, every)) <= cells(0)
+
+
+def test_how_many_formats_multiply_is_on_the_page_and_in_readme():
+    from gpu.ours import CODED, PLAIN
+
+    number = len({*CODED, *PLAIN})
+    assert f"of {number} formats" in PAGE
+    assert f"with {number} of them" in (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 
 def test_statuses_rows_and_peers_are_on_the_page():

@@ -190,7 +190,7 @@ def test_the_command_writes_results_and_calibration(main_on, tmp_path, capsys):
     ("arguments", "part"),
     [
         (("--formats", "m2-e4m4"), "found m2-e4m4; allowed: "),
-        (("--json", "."), "found .; allowed: a file"),
+        (("--json", "."), "--json: no file can be written there; found ."),
         (("--json", "/dev/null/x.json"), "found /dev/null/x.json"),
     ],
 )

@@ -14,6 +14,7 @@ from unspool.explore import explorer, score
 from unspool.explore.explorer import DONE, Settings, explore, scored
 from unspool.explore.front import Found, front
 from unspool.explore.genome import Genome, Step
+from unspool.explore.program_hunt import MARGIN
 from unspool.explore.published import trellis
 from unspool.explore.score import (
     SIGMAS,
@@ -116,7 +117,7 @@ def test_codes_that_take_more_than_they_may_are_not_scored():
         )
         for state in (bounded, free)
     ]
-    assert most[0] <= 0.6 < most[1]
+    assert most[0] <= 0.6 + MARGIN < most[1]
 
 
 def test_what_has_no_rival_races_and_what_is_far_behind_does_not():

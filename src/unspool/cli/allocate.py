@@ -73,7 +73,10 @@ def allocate(
     check_place(out)
     if (bits is None) == (size is None):
         raise DeclarationError("one of --bits and --size says how large")
-    _check_rate(bits) if bits is not None else byte_size(size or "", "--size")
+    if bits is not None:
+        _check_rate(bits)
+    if size is not None:
+        byte_size(size, "--size")
     step, microseconds = (None, None) if time is None else _step(time)
     names = _names(formats)
     source = resolve(path)

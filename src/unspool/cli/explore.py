@@ -183,8 +183,8 @@ def _save(found: Sequence[Row], settings: Settings, state: State, path: Path) ->
 
     if not found:
         raise DeclarationError(
-            "no code was found within that cost", where="--within", found=settings.within,
-            allowed="more of them, or a longer search",
+            "no code was found to save", where="--save, --within", found=settings.within,
+            allowed="more instructions, or a longer search",
         )  # fmt: skip
     as_format(min(found, key=lambda row: row.mse), settings, state.generation, path)
 

@@ -125,7 +125,7 @@ def dense(values: Floats, source: States, state: States) -> Dense | None:
 
 def _numbered(values: Floats) -> tuple[Floats, NDArray[np.uint16]]:
     """Distinct values, ascending, and the number of each value's: by its upper half where that
-    tells them apart, as it does operands', a tenth of the time of sorting a million of them."""
+    tells them apart, as it does operands', in half the time of sorting a million of them."""
     upper = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     some = np.zeros(1 << 16, np.float32)
     some[upper] = values

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -203,13 +204,11 @@ def scored(
     hunt: Hunt, genomes: Sequence[Any], best: Sequence[Found], each: Each = map
 ) -> list[Found]:
     """The codes of genomes that have one: screened, and those near the front raced and measured."""
-    found = [code for code in each(_screened, [(hunt, genome) for genome in genomes]) if code]
-    for near, further, figure in zip(
-        hunt.near, (_raced, _measured), (_on_few, _on_more), strict=True
-    ):
+    found = [code for code in each(hunt.screened, genomes) if code]
+    stages = (hunt.raced, attrgetter("screened")), (hunt.measured, attrgetter("raced"))
+    for near, (further, figure) in zip(hunt.near, stages, strict=True):
         places = _near(found, best, near, figure)
-        tasks = [(hunt, found[place]) for place in places]
-        for place, code in zip(places, each(further, tasks), strict=True):
+        for place, code in zip(places, each(further, [found[at] for at in places]), strict=True):
             found[place] = code
     return found
 
@@ -228,29 +227,6 @@ def _near(
         if (mine := figure(code))
         and mine <= near * min(least for cost, least in figures if cost <= code.cost)
     ]
-
-
-def _on_few(found: Found) -> float | None:
-    return found.screened
-
-
-def _on_more(found: Found) -> float | None:
-    return found.raced
-
-
-def _screened(task: tuple[Hunt, Any]) -> Found | None:
-    hunt, genome = task
-    return hunt.screened(genome)
-
-
-def _raced(task: tuple[Hunt, Found]) -> Found:
-    hunt, found = task
-    return hunt.raced(found)
-
-
-def _measured(task: tuple[Hunt, Found]) -> Found:
-    hunt, found = task
-    return hunt.measured(found)
 
 
 def _begun(settings: Settings, hunt: Hunt, log: Path | None, resume: bool) -> State:

@@ -86,5 +86,5 @@ def _check_answers(address: str) -> None:
 def _in_tasks(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
     import ray
 
-    remote = ray.remote(function)
+    remote = ray.remote(lambda task: function(task))  # a bound method is none of Ray's
     yield from ray.get([remote.remote(task) for task in tasks])
