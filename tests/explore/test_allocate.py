@@ -97,6 +97,18 @@ def test_the_price_of_a_resource_is_what_the_loss_falls_per_unit():
     assert choose(groups, {BYTES: 15, TIME: 99}).prices == pytest.approx({BYTES: 0.4, TIME: 0})
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_at_the_smallest_budget_the_price_is_that_of_the_first_units_more(seed):
+    groups = random_groups(seed)
+    least = sum(min(o.bytes for o in g.options) for g in groups)
+    steepest = max(
+        (g.options[0].loss - o.loss) / (o.bytes - g.options[0].bytes)
+        for g in groups
+        for o in g.options[1:]
+    )
+    assert choose(groups, {BYTES: least}).prices[BYTES] == pytest.approx(steepest)
+
+
 @pytest.mark.parametrize(
     ("budget", "told"),
     [

@@ -48,7 +48,9 @@ def read_text(file: Path | None, *paths: str | None) -> str:
     """An evaluation text; without a file the held-out one, if one of the models is the bundled."""
     if file is None:
         if NAME not in paths:
-            raise EvaluationError("no text to evaluate on", allowed="--text FILE")
+            raise EvaluationError(
+                "no text to evaluate on", allowed=f"--text FILE, or {NAME} as model or baseline"
+            )
         file = folder() / "heldout.txt"
     try:
         return file.read_text(encoding="utf-8")

@@ -14,7 +14,8 @@ HEAD, TAIL = 32, 8
 SIZE = 4096
 """Rows and columns of the matrix whose bits are added up."""
 
-WORDS_PER_LINE = 8
+WORDS_PER_LINE, LINES = 8, 8
+"""Of a table; the rest is in `--json`."""
 
 
 def describe(fmt: Format, mse: float) -> str:
@@ -99,9 +100,12 @@ def _program(code: Code) -> Iterator[str]:
 def _table(table: Table) -> Iterator[str]:
     yield f"  table {table.name}: {len(table.entries)} entries"
     digits = max(len(f"{entry:x}") for entry in table.entries)
-    for first in range(0, len(table.entries), WORDS_PER_LINE):
-        row = table.entries[first : first + WORDS_PER_LINE]
+    shown = table.entries[: WORDS_PER_LINE * LINES]
+    for first in range(0, len(shown), WORDS_PER_LINE):
+        row = shown[first : first + WORDS_PER_LINE]
         yield f"    {first:>4}  " + " ".join(f"{entry:0{digits}x}" for entry in row)
+    if len(shown) < len(table.entries):
+        yield f"    and {len(table.entries) - len(shown)} more (--json)"
 
 
 def _operand(code: Code) -> Iterator[str]:

@@ -253,12 +253,17 @@ class _Problem:
         return self.within(self._row[resource].tolist(), budget)
 
     def prices(self, costs: Sequence[float], budget: Budget) -> dict[Resource, float]:
-        """What the relaxed optimum falls per unit more; 0 where a budget does not bind."""
+        """What the relaxed optimum falls per unit more; 0 where a budget does not bind.
+
+        Taken a little above the budget: at the smallest that is enough, where nothing is left to
+        choose, any number above that price is a dual."""
         scaled, scale = _scaled(costs)
+        rows = [self._row[resource] for resource in budget]
+        above = [_NUDGE * row[row > 0].min() if row.any() else 0.0 for row in rows]
         found = _optimize().linprog(
             scaled,
-            A_ub=np.array([self._row[resource] for resource in budget]),
-            b_ub=self._room(budget),
+            A_ub=np.array(rows),
+            b_ub=self._room(budget) + np.array(above),
             A_eq=self._one,
             b_eq=np.ones(len(self._groups)),
             bounds=(0, 1),
@@ -301,6 +306,9 @@ class _Problem:
         room = [(limit - self._least[r]) // self._unit[r] for r, limit in budget.items()]
         return np.array(room, float)
 
+
+_NUDGE = 0.01
+"""Of the least that an option needs beyond its group's least."""
 
 _INFEASIBLE = 2
 """Of scipy's statuses."""
