@@ -195,6 +195,7 @@ def test_a_token_that_is_not_finite_spoils_its_own_row_alone():
         ("nvfp4", "sm100", "fp4", "4 * place.warp", "4 * (place.warp ^ 1)"),
         ("nvfp4", "sm100", "fp4", "2 * slice + tile", "2 * (slice ^ 1) + tile"),
         ("mxfp6-e2m3", "sm120", "fp8", ": slice % 4;", ": 0;"),
+        ("mxfp6-e2m3", "sm100", "fp8", "slice : slice / 4, row", "slice : slice / 8, row"),
         ("mxfp6-e2m3", "sm120", "fp8", "bits << 23", "bits << 22"),
         ("nvfp4", "sm90", "float16", "threads * (step / scale_steps)", "threads * step"),
         ("int4", "sm90", "fp8", "512 * (step / scale_steps)", "512 * step"),

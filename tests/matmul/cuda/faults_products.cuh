@@ -162,7 +162,7 @@ UNSPOOL_KERNEL(by_scales, Given, a) {
         if (!stored && a.mode != 3) tmem_copy(scales, of_a);
         tmem_copy(scales + 4 + (a.mode == 4 ? 1 : 0), tmem_descriptor(shared + 1024, 0, 128));
         tmem_mma_scaled<Kind::mxf4nvf4>(memory, operand, tmem_descriptor(shared, 256, 128), scales,
-                                        scales + 4 + (a.mode == 5 ? 1 : 0), 16, false);
+                                        scales + 4 + (a.mode == 5 ? 1 : 0), 0, 16, false);
         if (a.mode == 6) tmem_copy(scales, of_a);
         tmem_commit(done);
     }

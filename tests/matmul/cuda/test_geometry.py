@@ -91,15 +91,18 @@ def spread(first: int, second: int) -> CodedMatrix:
     return replace(matrix, scale=scale)
 
 
-@pytest.mark.parametrize("target", ["sm80", "sm89", "sm90", "sm100"])
-def test_a_table_moves_as_far_as_its_exponents_go(target):
+@pytest.mark.parametrize(
+    ("target", "activations"),
+    [("sm80", "auto"), ("sm89", "auto"), ("sm90", "auto"), ("sm100", "float16")],
+)
+def test_a_table_moves_as_far_as_its_exponents_go(target, activations):
     near, far = spread(100, 74), spread(100, 73)
-    made = recipe_of((near,), MACHINES[target])
+    made = recipe_of((near,), MACHINES[target], activations)
     assert made.scales == TABLE
     assert arrange(near, made).units.nbytes < 256 * 256 * (4.25 / 8) + 1  # bits per weight
     with pytest.raises(WeightError, match=r"row 5.*factor of 2\*\*26"):
         arrange(far, made)
-    assert recipe_of((near, far), MACHINES[target]).scales == SUMS
+    assert recipe_of((near, far), MACHINES[target], activations).scales == SUMS
 
 
 def test_a_block_of_zeros_has_whatever_scale_is_near():

@@ -109,7 +109,7 @@ TCGEN05 = (
     skip("tmem_fence_after();\n    store"),
     skip("barrier_arrive(hands.ready + buffer)"),
     skip("barrier_wait(hands.ready + buffer"),
-    skip("tmem_fence_after();\n            if (block"),
+    skip("tmem_fence_after();\n            if (scale"),
     ("!begins || q > 0);", "FAULT || !begins || q > 0);"),
     skip("tmem_commit(hands.free + buffer)"),
     skip("tmem_commit(pipeline.empty"),
@@ -136,17 +136,17 @@ UNIT_SCALES = (
 )
 
 TOKEN_SCALES_TCGEN05 = (
-    ("if (block_scaled && step", "if (block_scaled && !FAULT && step"),
+    ("if (scale_columns && step", "if (scale_columns && !FAULT && step"),
     ("step == 0) copy_scales", "step == FAULT) copy_scales"),
     ("odd ^= 1;", "odd ^= !FAULT;"),  # into what products still read
     ("from, 0, 128)", "from, 0, 128 + 16 * FAULT)"),
     ("tmem_descriptor(from", "tmem_descriptor(from + 16 * FAULT"),  # another token
     ("columns + slice * scale_words", "columns + (slice ^ FAULT) * scale_words"),
-    ("scale_words,\n", "scale_words + FAULT,\n"),  # an odd column
+    ("scale_words : ones", "scale_words + FAULT : ones"),  # an odd column
     ("of_b = four | integer", "of_b = (four && !FAULT) | integer"),
     ("format << 7 | of_b", "format << 7 | word(FAULT) << 23 | of_b"),  # E8M0 scales
     ("sums = four ? 0", "sums = four && !FAULT ? 0"),  # other bytes of a word of scales
-    skip("tmem_fence_after();\n            if (block"),
+    skip("tmem_fence_after();\n            if (scale"),
     skip("barrier_wait(hands.ready + buffer"),
     skip("tmem_commit(pipeline.empty"),
 )
@@ -154,8 +154,8 @@ TOKEN_SCALES_TCGEN05 = (
 WEIGHT_SCALES_TCGEN05 = (
     ("code_bytes + 128 * i", "code_bytes + 128 * (i ^ 4 * FAULT)"),  # the other tile's
     ("? stage + code_bytes", "? stage + 1024 * FAULT + code_bytes"),  # another slice's
-    ("scales + 4 * (slice * tiles + tile)", "scales + 4 * (slice * tiles + (tile ^ FAULT))"),
-    ("scales + 4 * (slice", "scales + 4 * ((slice ^ FAULT)"),
+    ("* tiles + tile) : ones", "* tiles + (tile ^ FAULT)) : ones"),
+    ("(slice / word_slices * tiles", "((slice / word_slices ^ FAULT) * tiles"),
     ("scales + weight_scale_columns", "scales + weight_scale_columns * !FAULT"),
 )
 
@@ -165,6 +165,20 @@ ONES_TCGEN05 = (
     ("ones_from, warp", "ones_from, warp ^ FAULT"),
     ("0), ones", "FAULT), ones"),
     skip("tmem_store_wait();\n    tmem"),
+)
+
+UNIT_MX_TCGEN05 = (
+    ("slice % word_slices, !", "slice % word_slices ^ FAULT, !"),  # another slice's byte
+    ("(slice / word_slices * tiles", "((slice / word_slices ^ FAULT) * tiles"),
+    ("* tiles + tile) : ones", "* tiles + (tile ^ FAULT)) : ones"),
+    ("code_bytes + 128 * i", "code_bytes + 128 * (i ^ 4 * FAULT)"),
+    ("? stage + code_bytes", "? stage + 16 * FAULT + code_bytes"),  # another row's
+    ("1u << 23 | word(byte", "word(!FAULT) << 23 | word(byte"),  # E4M3 scales
+    ("(what & ~(3u << 4))", "(FAULT ? what : what & ~(3u << 4))"),  # another byte of columns'
+    ("ones[4] = {four_ones,", "ones[4] = {FAULT ? four_ones + 1 : four_ones,"),
+    ("if (one_columns) tmem_store", "if (one_columns && !FAULT) tmem_store"),
+    ("if (scale_columns && step", "if (scale_columns && !FAULT && step"),
+    ("odd ^= 1;", "odd ^= !FAULT;"),
 )
 
 UNIT_MX = (
@@ -224,6 +238,7 @@ FAULTS: dict[Case, tuple[Fault, ...]] = {
     ("nvfp4", "sm100", "fp4"): TOKEN_SCALES_TCGEN05 + WEIGHT_SCALES_TCGEN05,
     ("v1.5-e2m1", "sm100", "fp4"): TOKEN_SCALES_TCGEN05 + ONES_TCGEN05,
     ("mxfp4", "sm120", "fp8"): UNIT_MX,
+    ("mxfp8", "sm100", "fp8"): UNIT_MX_TCGEN05,
     ("mxfp4", "sm90", "fp8"): TABLES,
     ("t2-e2m1", "sm80", "int8"): FINISH + MMA_SYNC + WHOLE,
     ("t2-e2m1", "sm90", "int8"): WGMMA_TWO_SETS,

@@ -198,6 +198,14 @@ def test_formats_are_those_of_cutlass() -> None:
     assert dict(layouts.FORMATS) == {kind: (a[kind], b[kind], d[kind]) for kind in a}
 
 
+def test_formats_of_scales_are_those_of_cutlass() -> None:
+    # enum class ScaleFormat: UE4M3, UE8M0; DeepGEMM's sm100_fp8_fp4_gemm_1d1d selects a byte of a
+    # word of E8M0 slice by slice; kinds without scales have 0 here
+    of_e8m0 = {kind for kind, what in layouts.SCALE_FORMATS.items() if what == 1}
+    assert of_e8m0 == set(layouts.FORMATS) - {"f16", "mxf4nvf4", "s8"}
+    assert list(layouts.SCALE_FORMATS) == list(layouts.FORMATS)
+
+
 def test_four_bits_stand_where_cutlass_shifts_them() -> None:
     # mma_traits_sm120.hpp, fp4_shift_A: 0b0000ABCD -> 0b00ABCD00; not for six and eight bits
     theirs = {kind: 2 if kind == "f8f6f4_e2m1" else 0 for kind in layouts.FORMATS}

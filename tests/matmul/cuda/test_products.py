@@ -33,6 +33,8 @@ QUICK = [
     ("mxfp4", "sm90", "auto"),
     ("mxfp4", "sm80", "auto"),
     ("mxfp4", "sm100", "fp8"),
+    ("mxfp4", "sm100", "float16"),
+    ("mxfp6-e2m3", "sm100", "fp8x2"),
     ("mxfp8", "sm90", "fp8"),
     ("lut-b", "sm90", "fp8"),
     ("nvfp4", "sm90", "auto"),

@@ -40,7 +40,7 @@ constexpr int operand_stage_bytes = steps * slices * 32 * columns;
 constexpr int activation_bytes = operand_stage_bytes + token_scale_bytes;
 constexpr int stage_bytes = unit_bytes + activation_bytes;
 constexpr int products = 4;                     // of 16 rows (per warp) that take a ring's 8 rows
-constexpr word four_ones = 0x38383838;          // such a word that changes nothing
+constexpr word four_ones = block_scaled ? 0x38383838 : 0x7F7F7F7F;  // E4M3, E8M0: change nothing
 
 // Where the word of a token and slice stands behind the operands: a row of 16 bytes has the words of
 // as many slices as fit, of tokens `scale_rows` apart side by side.

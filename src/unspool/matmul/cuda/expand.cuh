@@ -33,7 +33,7 @@ UNSPOOL_DEVICE float scale_of(const char* scales, int step, int ring, int row, c
     if (scale_mode == in_unit) {
         const int i = ring * stored_ring_words;  // its first word, as the matrix unit reads it
         const int slice = step * (rings * stored_ring_words / 2) + i / 2;
-        const int at = stored_lanes ? lane_scales_at(slice, row, place)
+        const int at = stored_lanes ? lane_scales_at(stored_four ? slice : slice / 4, row, place)
                                     : quad_scales_at(slice, row, place);
         const int byte = stored_four ? i % 2 * 2 + place.t / 2 : slice % 4;
         const word bits = load_shared<unsigned char>(scales + at + byte);

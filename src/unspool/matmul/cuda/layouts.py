@@ -144,7 +144,8 @@ FRAGMENTS: Mapping[str, Fragment] = {
     ),
     "memory_scale_spot": Fragment(
         # thread: row of operand A or column of B; registers: a scale per 16 operands of a slice,
-        # and its copies; row: lane of tensor memory, column: byte from where the scales begin
+        # and its copies; row: lane of tensor memory, column: byte from where the scales begin. Of
+        # scale_vec::1X the descriptor says which byte is that of all 32
         source="Layout of the scale factor A and B matrices for scale_vec::4X with K=64",
         threads=(_LANES, Digit(size=4, column=4)),
         registers=(_SCALES, _PARTITIONS),
@@ -214,9 +215,9 @@ SCALED_DESCRIPTOR: Mapping[str, Field] = {
     "a_scale": Field(first=29, bits=2),
     "k": Field(first=31, bits=1),
 }
-"""tcgen05 instruction descriptor, for .kind::mxf4nvf4. Scale format 0 is E4M3; with scale_vec::4X
-the scales of a slice are a word, so a_scale and b_scale, which select bytes of it, are 0. k: 0 is
-64.
+"""tcgen05 instruction descriptor, for .kind::mxf4nvf4 and .kind::mxf8f6f4. a_scale and b_scale
+select bytes of a word of scales: with scale_vec::4X all of it are a slice's, and they are 0; with
+scale_vec::1X that byte is. k: 0 is 64 columns of FP4, 32 of others.
 """
 
 SCALE_ALIGNMENT = 2
@@ -231,6 +232,12 @@ FORMATS: Mapping[str, tuple[int, int, int]] = {
 """Kind of product, in the order of the wrappers' Kind -> a_format, b_format, d_format. B is
 binary16 for f16, packed E2M1 for mxf4nvf4, signed for s8, E4M3 for all others; D is FP32, whole
 numbers of 32 bits for s8. The descriptor of mxf4nvf4 has no format of D: it is FP32."""
+
+SCALE_FORMATS: Mapping[str, int] = {
+    "f16": 0, "e4m3": 1, "e5m2": 1, "f8f6f4_e2m1": 1, "f8f6f4_e2m3": 1, "f8f6f4_e3m2": 1,
+    "mxf4nvf4": 0, "s8": 0,
+}  # fmt: skip
+"""Kind of product -> scale_format of scales beside it, where there are some: E4M3 is 0, E8M0 1."""
 
 CONTAINER_SHIFTS: Mapping[str, int] = {
     "f16": 0, "e4m3": 0, "e5m2": 0, "f8f6f4_e2m1": 2, "f8f6f4_e2m3": 0, "f8f6f4_e3m2": 0,
@@ -274,7 +281,12 @@ def cpp() -> str:
             f"constexpr int {which}_formats[] = {{{', '.join(map(str, formats))}}};"
             for which, formats in zip("abd", zip(*FORMATS.values(), strict=True), strict=True)
         ),
-        f"constexpr int container_shifts[] = {{{', '.join(map(str, CONTAINER_SHIFTS.values()))}}};",
+        *(
+            f"constexpr int {name}[] = {{{', '.join(map(str, of.values()))}}};"
+            for name, of in (
+                ("scale_formats", SCALE_FORMATS), ("container_shifts", CONTAINER_SHIFTS)
+            )
+        ),
         "}  // namespace",
         "",
     ))  # fmt: skip

@@ -82,8 +82,8 @@ LOOPS: Mapping[str, str] = {
 
 ROW, SUMS, REGISTERS, UNIT, TABLE = "row", "sums", "registers", "unit", "table"
 """Where scales are applied: to the result; to the sums of each block, in FP32; to the decoded
-binary16, for blocks that end inside a step; by the matrix unit: of sm100 and sm120 to FP4, of sm120
-to 8-bit operands with E8M0 scales; to the decoder's table."""
+binary16, for blocks that end inside a step; by the matrix unit: of sm100 and sm120 to FP4, and to
+8-bit operands with E8M0 scales; to the decoder's table."""
 
 OWNED = (REGISTERS, TABLE)
 """Where a thread has whole blocks to itself: it fetches a scale once per block of a row."""
@@ -349,8 +349,7 @@ def _scales_of(fmt: Format, made: Geometry, machine: Machine, activations: str) 
 
 def _by_unit(fmt: Format, machine: Machine, activations: str) -> bool:
     """Whether a matrix unit scales 8-bit operands: by E8M0, beside FP8 activations."""
-    able = LOOPS[machine.name] == "mma_sync" and Slot(E2M1) in machine.slots
-    return able and fmt.scale.operand is E8M0 and activations not in _READ
+    return Slot(E2M1) in machine.slots and fmt.scale.operand is E8M0 and activations not in _READ
 
 
 def _alike(fmt: Format, made: Geometry, together: int) -> bool:

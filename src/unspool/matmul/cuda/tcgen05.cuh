@@ -6,8 +6,9 @@
 //   warps 0-3   decode a step into one of two buffers of operand A; read the sums at the end
 //   warp 4      brings stages            warp 5   issues the products, as one thread
 //
-// Beside FP4 activations packed weights stay E2M1, and the same thread copies the scales of a stage
-// from shared to tensor memory before its first product.
+// Where the matrix unit scales, the same thread copies the scales of a stage from shared to tensor
+// memory before its first product: E4M3 of packed E2M1 and of FP4 activations, one per 16, or E8M0 of
+// 8-bit weights, one per slice.
 //
 // A product has 128 rows, twice the 64 of a warpgroup's four 16-row products: rows of product j of
 // warp w stand in lanes 32 w + 16 (j % 2) of tile j / 2.
@@ -22,15 +23,17 @@ constexpr int operand_columns = tiles * slices * 8;      // of tensor memory, pe
 constexpr int sum_columns = tiles * columns;
 
 // Scales that the matrix unit applies: of a stage of weights words of four for 128 rows in four
-// columns, tile by tile of every slice, where these have some and not ones; then those of tokens.
-// Two stages take turns: the first weights of a stage are ready when all products of the stage
-// before the last are done, for their buffer was free.
-constexpr int weight_scale_columns = scale_mode == in_unit ? 4 * tiles * steps * slices : 0;
+// columns, tile by tile of every slice, or of every four slices where each has one scale; then those of
+// tokens. A side without scales of its own has ones. Two stages take turns: the first weights of a stage
+// are ready when all products of the stage before the last are done, for their buffer was free.
+constexpr int word_slices = block_scaled ? 1 : 4;
+constexpr int weight_scale_columns =
+    scale_mode == in_unit ? 4 * tiles * ((steps * slices + word_slices - 1) / word_slices) : 0;
 constexpr int scale_columns = weight_scale_columns + token_scale_bytes / (4 * 32);
 constexpr int scales_from = sum_columns + 2 * operand_columns;
 constexpr int ones_from = scales_from + 2 * scale_columns;
-constexpr int one_columns = block_scaled && scale_mode != in_unit ? 4 : 0;
-
+constexpr int one_columns = block_scaled != (scale_mode == in_unit) ? 4 : 0;
+static_assert(columns <= 128, "ones are for 128 rows of either operand");
 constexpr int used_columns = ones_from + one_columns;
 constexpr int memory_columns = used_columns <= 64 ? 64 : used_columns <= 128 ? 128
                              : used_columns <= 256 ? 256 : 512;
@@ -82,7 +85,7 @@ UNSPOOL_DEVICE void copy_scales(const char* stage, word scales) {
     }
 }
 
-// Ones for scales of weights; `store_weights` waits for them.
+// Ones for scales of weights or tokens; `store_weights` waits for them.
 UNSPOOL_DEVICE void store_ones(word memory, int warp) {
     const word ones[4] = {four_ones, four_ones, four_ones, four_ones};
     if (one_columns) tmem_store_lanes(lanes_of(memory + ones_from, warp, 0), ones);
@@ -191,9 +194,9 @@ UNSPOOL_DEVICE void decode_all(
 
 template <Kind of>
 UNSPOOL_DEVICE void multiply_slice(word sums, word operand, unsigned long long tokens_of,
-                                   word scales_a, word scales_b, bool adds) {
-    if constexpr (of == Kind::mxf4nvf4)
-        tmem_mma_scaled<of>(sums, operand, tokens_of, scales_a, scales_b, columns, adds);
+                                   word scales_a, word scales_b, int byte, bool adds) {
+    if constexpr (block_scaled || scale_mode == in_unit)
+        tmem_mma_scaled<of>(sums, operand, tokens_of, scales_a, scales_b, byte, columns, adds);
     else
         tmem_mma<of>(sums, operand, tokens_of, columns, adds);
 }
@@ -204,13 +207,15 @@ UNSPOOL_DEVICE void multiply_step(
     for (int q = 0; q < slices; ++q)
         for (int tile = 0; tile < tiles; ++tile) {
             const int slice = step * slices + q;
-            const word of_rows = one_columns ? memory + ones_from
-                                             : scales + 4 * (slice * tiles + tile);
+            const word ones = memory + ones_from;
+            const word of_rows = scale_mode == in_unit
+                                     ? scales + 4 * (slice / word_slices * tiles + tile) : ones;
+            const word of_tokens =
+                block_scaled ? scales + weight_scale_columns + slice * scale_words : ones;
             multiply_slice<kind>(memory + tile * columns, operand + (tile * slices + q) * 8,
                                  tmem_descriptor(tokens_of + 32 * columns * slice,
                                                  128 * column_blocks, 128),
-                                 of_rows, scales + weight_scale_columns + slice * scale_words,
-                                 !begins || q > 0);
+                                 of_rows, of_tokens, slice % word_slices, !begins || q > 0);
         }
 }
 
@@ -233,7 +238,7 @@ UNSPOOL_DEVICE void issue_all(
             barrier_wait(hands.ready + buffer, round);
             if (begins) barrier_wait(hands.sums_free, parts ^ 1);
             tmem_fence_after();
-            if (block_scaled && step == 0) copy_scales(brought, scales);
+            if (scale_columns && step == 0) copy_scales(brought, scales);
             multiply_step(brought + unit_bytes, memory, scales, step, begins);
             tmem_commit(hands.free + buffer);
             round ^= buffer;

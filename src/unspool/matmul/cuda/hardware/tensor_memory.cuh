@@ -23,6 +23,13 @@ UNSPOOL_DEVICE word product_of(Kind kind, int n) {
     return sums << 4 | format << 7 | of_b << 10 | word(n / 8) << 17 | 128u / 16 << 24;
 }
 
+// The same with scales. Of kind::mxf8f6f4 they are E8M0, 1 at bit 23, that of rows the byte of a word
+// which bits 29 and 30 say, that of columns its first; formats are as above, and D has none.
+UNSPOOL_DEVICE word scaled_product_of(Kind kind, int n, int byte_a) {
+    const word what = product_of(kind, n);
+    return kind == Kind::mxf4nvf4 ? what : (what & ~(3u << 4)) | 1u << 23 | word(byte_a) << 29;
+}
+
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 1000 && __CUDA_ARCH__ < 1200
 
 // By one whole warp: a power of two of columns, at least 32; the address appears in shared memory.
@@ -104,17 +111,24 @@ UNSPOOL_DEVICE void tmem_mma(
 }
 #undef UNSPOOL_TMEM_MMA
 
-// FP4: 64 packed E2M1 of a row and of a column, and of either a word of four E4M3 scales, one per 16.
+// The same where a word of four scales belongs to every row and column. FP4, 64 packed E2M1: all four
+// E4M3, one per 16. 8-bit operands: one E8M0, of rows the byte that is named, of columns the first.
+#define UNSPOOL_TMEM_MMA(spelling)                                                                 \
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %4, 0; "                                          \
+                 "tcgen05.mma.cta_group::1." spelling " [%0], [%1], %2, %3, [%5], [%6], p; }"      \
+                 ::"r"(d), "r"(a), "l"(b), "r"(what), "r"(add), "r"(scale_a), "r"(scale_b)         \
+                 : "memory")
 template <Kind kind>
 UNSPOOL_DEVICE void tmem_mma_scaled(word d, word a, unsigned long long b, word scale_a,
-                                    word scale_b, int n, bool accumulate) {
-    static_assert(kind == Kind::mxf4nvf4, "no block scales here");
-    const word what = product_of(kind, n), add = accumulate;
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, %4, 0; tcgen05.mma.cta_group::1.kind::mxf4nvf4"
-                 ".block_scale.scale_vec::4X [%0], [%1], %2, %3, [%5], [%6], p; }"
-                 ::"r"(d), "r"(a), "l"(b), "r"(what), "r"(add), "r"(scale_a), "r"(scale_b)
-                 : "memory");
+                                    word scale_b, int byte_a, int n, bool accumulate) {
+    static_assert(kind != Kind::f16 && kind != Kind::s8, "no block scales here");
+    const word what = scaled_product_of(kind, n, byte_a), add = accumulate;
+    if constexpr (kind == Kind::mxf4nvf4)
+        UNSPOOL_TMEM_MMA("kind::mxf4nvf4.block_scale.scale_vec::4X");
+    else
+        UNSPOOL_TMEM_MMA("kind::mxf8f6f4.block_scale.scale_vec::1X");
 }
+#undef UNSPOOL_TMEM_MMA
 
 // By one thread, before the products that it issues next: 32 times 16 bytes of shared memory, eight
 // after eight, to the same four columns of every warp's 32 lanes.

@@ -42,8 +42,9 @@ void warp_mma_scaled(Kind kind, float* d, const word* a, word b0, word b1, word 
                      word scale_b, int pair, int thread, int byte);
 void group_mma(Kind kind, int n, void* d, const word* a, unsigned long long b, bool adds);
 void wait_for_groups(int pending);
-// Where scales stand in tensor memory, of either operand: only of kinds that have some.
+// Where scales stand in tensor memory, of either operand, if there are any.
 struct ScalesAt {
+    bool given;
     word a, b;
 };
 void tensor_mma(Kind kind, word what, word d, word a, unsigned long long b, int n, bool accumulate,
@@ -178,16 +179,18 @@ void tmem_loaded(T (&)[8]) {}
 void tmem_fence_before();
 void tmem_fence_after();
 UNSPOOL_DEVICE word product_of(Kind kind, int n);  // hardware/tensor_memory.cuh
+UNSPOOL_DEVICE word scaled_product_of(Kind kind, int n, int byte_a);
 template <Kind kind>
 void tmem_mma(word d, word a, unsigned long long b, int n, bool accumulate) {
     static_assert(kind != Kind::mxf4nvf4, "FP4 has scales");
     host::tensor_mma(kind, product_of(kind, n), d, a, b, n, accumulate, {});
 }
 template <Kind kind>
-void tmem_mma_scaled(word d, word a, unsigned long long b, word scale_a, word scale_b, int n,
-                     bool accumulate) {
-    static_assert(kind == Kind::mxf4nvf4, "no block scales here");
-    host::tensor_mma(kind, product_of(kind, n), d, a, b, n, accumulate, {scale_a, scale_b});
+void tmem_mma_scaled(word d, word a, unsigned long long b, word scale_a, word scale_b, int byte_a,
+                     int n, bool accumulate) {
+    static_assert(kind != Kind::f16 && kind != Kind::s8, "no block scales here");
+    host::tensor_mma(kind, scaled_product_of(kind, n, byte_a), d, a, b, n, accumulate,
+                     {true, scale_a, scale_b});
 }
 void tmem_copy(word address, unsigned long long from);
 void tmem_commit(Barrier* barrier);

@@ -111,14 +111,14 @@ inline void check_scaled(word bits, Kind kind, int n) {
         field_of(bits, scaled_a_format) != a_formats[k] ||
         field_of(bits, scaled_b_format) != b_formats[k] || field_of(bits, scaled_sparse) ||
         field_of(bits, scaled_negate) || field_of(bits, scaled_transpose) ||
-        field_of(bits, scaled_scale_format) || field_of(bits, scaled_a_scale) ||
+        field_of(bits, scaled_scale_format) != scale_formats[k] ||
+        (scale_formats[k] == 0 && field_of(bits, scaled_a_scale)) ||
         field_of(bits, scaled_b_scale) || field_of(bits, scaled_k))
         engine()->fail("an instruction descriptor of another product");
 }
 
 inline void check_product(word bits, Kind kind, int n) {
     const int k = int(kind);
-    if (kind == Kind::mxf4nvf4) return check_scaled(bits, kind, n);
     if (field_of(bits, product_m) != memory_lanes || field_of(bits, product_n) != n ||
         field_of(bits, product_a_format) != a_formats[k] ||
         field_of(bits, product_b_format) != b_formats[k] ||
@@ -130,7 +130,7 @@ inline void check_product(word bits, Kind kind, int n) {
 
 struct TensorProduct {
     Kind kind;
-    word d, a;
+    word what, d, a;
     unsigned long long b;
     int n;
     bool accumulate;
@@ -139,16 +139,17 @@ struct TensorProduct {
 
 using SliceScales = std::array<double, slice_scales>;
 
-// Of one row of operand A or column of B; the copies of every warp's lanes have to be alike.
-inline SliceScales scales_of(word address, int row, const Actor& unit) {
+// Of one row of operand A or column of B: all four of a word, or of E8M0 that byte of it alone. The
+// copies of every warp's lanes have to be alike.
+inline SliceScales scales_of(Kind kind, word address, int row, int byte, const Actor& unit) {
     SliceScales found;
     for (int i = 0; i < slice_scales * memory_lanes / warp_lanes; ++i) {
         const Spot spot = memory_scale_spot(row, i);
         const int cell = cell_of(int(address >> 16) + spot.row,
                                  int(address & 0xFFFF) + spot.column / 4);
         tensor().shadow.read(cell, unit);
-        const double scale =
-            scale_value(Kind::mxf4nvf4, tensor().words[cell] >> 8 * (spot.column % 4) & 0xFF);
+        const int which = scale_formats[int(kind)] ? byte : spot.column % 4;
+        const double scale = scale_value(kind, tensor().words[cell] >> 8 * which & 0xFF);
         if (i < slice_scales)
             found[i] = scale;
         else if (scale != found[i % slice_scales])
@@ -157,11 +158,11 @@ inline SliceScales scales_of(word address, int row, const Actor& unit) {
     return found;
 }
 
-inline word scaled_slice_bits(word sum, const word* a, const word* b, const SliceScales& of_a,
-                              const SliceScales& of_b) {
+inline word scaled_slice_bits(Kind kind, word sum, const word* a, const word* b,
+                              const SliceScales& of_a, const SliceScales& of_b) {
     float value;
     std::memcpy(&value, &sum, 4);
-    value = scaled_slice_product(Kind::mxf4nvf4, value, a, b, of_a.data(), of_b.data());
+    value = scaled_slice_product(kind, value, a, b, of_a.data(), of_b.data());
     std::memcpy(&sum, &value, 4);
     return sum;
 }
@@ -170,9 +171,11 @@ inline void tensor_product(const TensorProduct& it, const Clock& seen) {
     TensorState& state = tensor();
     const Actor unit{state.agent, ++state.agent_clock, &seen};
     const auto b = columns_at(described_for_tcgen05(it.b), it.n, unit);
-    const bool scaled = it.kind == Kind::mxf4nvf4;
+    const bool scaled = it.scales.given;
+    const int byte_a = scaled ? field_of(it.what, scaled_a_scale) : 0;
     std::vector<SliceScales> of_b;
-    for (int c = 0; c < it.n && scaled; ++c) of_b.push_back(scales_of(it.scales.b, c, unit));
+    for (int c = 0; c < it.n && scaled; ++c)
+        of_b.push_back(scales_of(it.kind, it.scales.b, c, 0, unit));
     for (int lane = 0; lane < memory_lanes; ++lane) {
         word row[slice_words];
         for (int w = 0; w < slice_words; ++w) {
@@ -180,7 +183,8 @@ inline void tensor_product(const TensorProduct& it, const Clock& seen) {
             state.shadow.read(cell, unit);
             row[w] = state.words[cell];
         }
-        const SliceScales of_a = scaled ? scales_of(it.scales.a, lane, unit) : SliceScales{};
+        const SliceScales of_a =
+            scaled ? scales_of(it.kind, it.scales.a, lane, byte_a, unit) : SliceScales{};
         for (int c = 0; c < it.n; ++c) {
             const int cell = cell_of(lane, int(it.d & 0xFFFF) + c);
             word sum = 0;
@@ -188,7 +192,7 @@ inline void tensor_product(const TensorProduct& it, const Clock& seen) {
                 state.shadow.read(cell, unit);
                 sum = state.words[cell];
             }
-            sum = scaled ? scaled_slice_bits(sum, row, &b[c * slice_words], of_a, of_b[c])
+            sum = scaled ? scaled_slice_bits(it.kind, sum, row, &b[c * slice_words], of_a, of_b[c])
                          : slice_product(it.kind, sum, [&](int w) { return row[w]; },
                                          [&](int w) { return b[c * slice_words + w]; });
             state.shadow.write(cell, unit);
@@ -322,12 +326,12 @@ void host::tensor_mma(Kind kind, word what, word d, word a, unsigned long long b
     if (host::tensor().entered[thread_index()])
         all.fail("tcgen05.mma after a barrier, without tmem_fence_after");
     if (n % 16 || n < 16 || n > 256) all.fail("tcgen05.mma of " + std::to_string(n) + " columns");
-    host::check_product(what, kind, n);
+    scales.given ? host::check_scaled(what, kind, n) : host::check_product(what, kind, n);
     for (const word at : {scales.a, scales.b})
         if (at % scale_alignment)
             all.fail("scales begin at column " + std::to_string(at & 0xFFFF) + ", an odd one");
     auto& queue = host::tensor_queue();
-    queue.push_back([it = host::TensorProduct{kind, d, a, b, n, accumulate, scales},
+    queue.push_back([it = host::TensorProduct{kind, what, d, a, b, n, accumulate, scales},
                      seen = all.clock()] { host::tensor_product(it, seen); });
 }
 
