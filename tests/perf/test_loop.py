@@ -58,6 +58,33 @@ def test_a_loop_takes_little_beside_decoding(tools, name, machine):
     assert (found.spills, found.traps) == (0, ())
 
 
+@pytest.mark.parametrize(
+    ("name", "machine", "tokens"),
+    [
+        ("s2-e4m3", "sm90", 16),
+        *(
+            pytest.param(name, machine, tokens, marks=pytest.mark.slow)
+            for name in ("m2-e4m3-quick", "s3-e4m3", "t2-e2m1", "m3-e4m3")
+            for machine, tokens in (("sm90", 16), ("sm100", 16), ("sm120", 8))
+        ),
+    ],
+)
+def test_loops_of_two_terms_take_little_beside_decoding(tools, name, machine, tokens):
+    found = count_loop(recipe(FORMATS[name], MACHINES[machine], "fp8x2"), tokens, tools)
+    assert found.columns == 2 * tokens
+    assert 0 < found.beside <= MOST_BESIDE, f"{found.total} with decoding at {found.decode}"
+    # once in four stages an addition and a zero for each of a thread's sums, two a column
+    assert found.seldom > 4 * found.columns if machine == "sm90" else found.seldom == 0
+    assert (found.spills, found.traps) == (0, ())
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp6-e2m3", "mxfp8"])
+def test_loops_whose_e8m0_scales_tensor_memory_has_take_little_beside_decoding(tools, name):
+    found = count_loop(recipe(FORMATS[name], MACHINES["sm100"], "fp8"), 16, tools)
+    assert 0 < found.beside <= MOST_BESIDE, f"{found.total} with decoding at {found.decode}"
+    assert (found.spills, found.traps) == (0, ())
+
+
 @pytest.mark.parametrize("machine", ["sm100", "sm120"])
 @pytest.mark.parametrize(
     "name",

@@ -94,13 +94,12 @@ class Kernel:
 @functools.lru_cache(maxsize=256)
 def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Kernel:
     """The fused product for tiles of `tokens` (a multiple of 8), `slots` stages in flight."""
-    narrow = made.loop == "wgmma" and made.terms > 1 and made.scales != SUMS
     constants = _constants(made, tokens) | {
         "slots": slots,
         "kind": f"Kind::{made.kind}",
         "output_bits": OUTPUTS[output][0],
         "output_bfloat": OUTPUTS[output][1],
-        "promote_stages": PROMOTED_STAGES if narrow else 0,
+        "promote_stages": promoted_stages(made),
     }
     text = "".join((
         *_hardware(
@@ -242,6 +241,12 @@ def _constants(made: Recipe, tokens: int) -> dict[str, Constant]:
         "table_high": high,
         **{f"in_{mode}": number for number, mode in enumerate(SCALE_MODES)},
     }
+
+
+def promoted_stages(made: Recipe) -> int:
+    """Stages after which narrower sums are added up in FP32; 0: never."""
+    narrow = made.loop == "wgmma" and made.terms > 1 and made.scales != SUMS
+    return PROMOTED_STAGES if narrow else 0
 
 
 def scale_steps(made: Recipe) -> int:
