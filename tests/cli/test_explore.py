@@ -70,7 +70,7 @@ def test_a_table_found_for_a_cpu_goes_through_a_model(
         (["--target", "avx512", "--bits", "2.1"], "no codes of this rate have a kernel"),
         (["--target", "sm70"], "sm70"),
         (["--resume"], "--log"),
-        (["--within", "0.01"], "--within: not a number of instructions; found 0.01"),
+        (["--within", "0"], "--within: not a number of instructions; found 0.0"),
         (["--within", "nan"], "--within"),
         (["--save", "code"], "allowed: *.json"),
         (["--save", "x.json", "--log", "x.json"], "one file for two things"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,7 @@ def test_all_that_is_drawn_or_changed_is_a_code_of_finite_values(operand, bits):
         assert code.bits_per_weight == bits
         if code.state_bits <= 16:
             assert np.isfinite(state_values(code)).all()
-        assert genome == genome.pruned()
+        assert genome == genome.normal()
         assert len(genome.steps) >= 1
 
 
@@ -44,7 +46,69 @@ def test_four_weights_a_step_have_the_memory_that_a_window_has_room_for():
 def test_steps_that_nothing_reads_go_and_sums_have_one_order():
     used = Step("multiply", 0, constant=5, addend=7)
     padded = Genome(16, 4, (Step("permute", 0, constant=0x1010), used, Step("xor", 2, 0)))
-    assert padded.pruned() == Genome(16, 4, (used, Step("xor", 0, 1)))
+    assert padded.normal() == Genome(16, 4, (used, Step("xor", 0, 1)))
+
+
+SCRAMBLED = Step("fold", 0, constant=0x9E3779B1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ((PRODUCT, Step("multiply", 1, constant=77, addend=9)), 1),
+        ((SCRAMBLED, Step("permute", 1, constant=0x3120), Step("permute", 2, constant=0x0213)), 2),
+        ((SCRAMBLED, Step("shift", 1, constant=5), Step("shift", 2, constant=3)), 2),
+        ((SCRAMBLED, Step("add", 1, 1), Step("multiply", 2, constant=3)), 2),
+        ((SCRAMBLED, Step("thin", 1, 1, constant=0x0F0F0F0F)), 1),
+        ((SCRAMBLED, SCRAMBLED, Step("multiply", 2, constant=5), Step("add", 1, 3)), 3),
+        ((Step("permute", 0, constant=0x10), SCRAMBLED, PRODUCT, Step("xor", 3, 2)), 3),
+    ],
+)
+def test_what_is_written_otherwise_is_the_same_program(steps, left):
+    space = Space.of(2, E4M3)
+    for end in (None, End(TAIL, 1, 6)):
+        genome = Genome(16, 4, steps, end)
+        made = genome.normal()
+        assert len(made.steps) in (left, left + (end is not None))  # what a tail reads stays
+        assert (tabulate(space.code(made)) == tabulate(space.code(genome))).all()
+        assert made.normal() == made
+
+
+def test_nothing_is_drawn_or_kept_that_makes_zeros():
+    zeros = Genome(16, 4, (PRODUCT, Step("xor", 1, 1), Step("fold", 2, constant=7)))
+    assert zeros.normal().steps == (PRODUCT, Step("fold", 1, constant=7))
+    space, random = Space.of(2, INT8), np.random.default_rng(6)
+    for _ in range(300):
+        steps = drawn(space, random).steps
+        assert all(len(set(step.sources)) == len(step.sources) for step in steps)
+
+
+@pytest.mark.parametrize("operand", [E2M1, E4M3], ids=str)
+def test_a_change_is_a_change_and_an_end_changes_field_by_field(operand):
+    space, random = Space.of(2, operand), np.random.default_rng(7)
+    parents = [drawn(space, random) for _ in range(60)]
+    assert all(changed(space, random, each) != each for each in parents for _ in range(10))
+    if operand is not E4M3:
+        return
+    tailed = Genome(16, 4, (PRODUCT, SCRAMBLED), End(TAIL, 1, 6))
+    children = [changed(space, random, tailed) for _ in range(2000)]
+    alone = [each.end for each in children if each.end and each.steps == tailed.steps]
+    assert {"bits", "register", "thinned"} == {
+        name
+        for end in alone
+        for name in ("bits", "register", "thinned")
+        if end == replace(tailed.end, **{name: getattr(end, name)})
+    }
+
+
+def test_a_permute_names_all_bytes_of_a_product():
+    space, random, named = Space.of(2, E4M3), np.random.default_rng(8), {0: set(), 1: set()}
+    for _ in range(600):
+        for step in drawn(space, random).steps:
+            if step.op == "permute":
+                named[min(step.a, 1)] |= {step.constant >> 4 * i & 15 for i in range(4)}
+    assert max(named[0]) < 3
+    assert named[1] == {0, 1, 2, 3}
 
 
 def test_e4m3_fields_are_never_nan_whatever_the_program():
@@ -83,13 +147,13 @@ def test_half_of_the_tails_that_are_drawn_are_thinned():
 
 def test_bits_in_common_are_of_two_registers_in_order():
     ends = [End(TAIL, 1, 6, thinned=0), End(TAIL, 0, 6, thinned=1), End(TAIL, 1, 6, thinned=1)]
-    found = [Genome(16, 4, (PRODUCT,), end).pruned().end for end in ends]
+    found = [Genome(16, 4, (PRODUCT,), end).normal().end for end in ends]
     assert found == [ends[1], ends[1], End(TAIL, 1, 6)]
 
 
 def test_a_program_without_a_step_keeps_the_registers_of_its_tail():
     steps = (PRODUCT, Step("permute", 0, constant=0x0110), Step("shift", 0, constant=3), PRODUCT)
-    genome = Genome(16, 4, steps, End(TAIL, 0, 6, thinned=3)).pruned()
+    genome = Genome(16, 4, steps, End(TAIL, 0, 6, thinned=3)).normal()
     assert genome.steps == (steps[2], PRODUCT)
     assert genome.end == End(TAIL, 0, 6, thinned=1)
 

@@ -84,9 +84,6 @@ Within = Annotated[
 ]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the front.")]
 
-LEAST = 0.125
-"""Instructions per weight: one for each register of eight nibbles."""
-
 
 def explore(
     bits: BitsAsked = 2,
@@ -156,9 +153,9 @@ def _predicted_on(rows: Sequence[Row]) -> str:
 
 
 def _check_within(within: float | None) -> None:
-    if within is not None and not LEAST < within < float("inf"):
+    if within is not None and not 0 < within < float("inf"):
         raise DeclarationError(
-            "not a number of instructions", where="--within", found=within, allowed=f"above {LEAST}"
+            "not a number of instructions", where="--within", found=within, allowed="above 0"
         )
 
 

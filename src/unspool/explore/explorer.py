@@ -33,8 +33,9 @@ from unspool.spec.code import Code
 from unspool.spec.operand import OPERANDS
 
 BATCH = 64
-FRESH = 0.25
-"""Share of a generation that is drawn and not changed from a parent."""
+FRESH, OF_FRONT = 0.25, 0.35
+"""Shares of a generation that are drawn, and changed from codes of the front; the rest are changed
+from any parent."""
 
 DONE = "generation done"
 
@@ -58,6 +59,9 @@ class Hunt(Protocol):
 
     def changed(self, random: np.random.Generator, parent: Any) -> Any:
         """A genome near a scored one."""
+
+    def drawn_as(self, genome: Any) -> Any:
+        """What a scored genome was before it was trained."""
 
     def code(self, genome: Any, sigma: float) -> Code:
         """The code of a scored genome."""
@@ -131,7 +135,9 @@ class Settings:
                 allowed=MACHINES,
             )  # fmt: skip
         if self.on_cpu:
-            return TableHunt.of(self.bits, self.operand, self.target, self.seed, self.memory)
+            return TableHunt.of(
+                self.bits, self.operand, self.target, self.seed, self.memory, self.within
+            )
         if self.target not in MACHINES:
             raise DeclarationError(
                 "no such target", found=self.target, allowed=[*MACHINES, *TARGETS]
@@ -142,11 +148,12 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a search stands: the front, generations done, codes scored."""
+    """Where a search stands: the front, generations done, codes scored, genomes that have one."""
 
     front: Front
     generation: int
     scored: int
+    seen: frozenset[Any] = frozenset()
 
 
 Report = Callable[[State], None]
@@ -181,23 +188,26 @@ def explore(
                 front=state.front,
                 generation=state.generation + 1,
                 scored=state.scored + len(genomes),
+                seen=state.seen | {hunt.drawn_as(code.genome) for code in found},
             )
             report(state)
     return state
 
 
 def generation(hunt: Hunt, seed: int, state: State) -> list[Any]:
-    """The genomes of the next generation."""
+    """The genomes of the next generation: none that has been scored."""
     random = np.random.default_rng([seed, state.generation])
-    parents = state.front.everyone()
+    everyone, best = state.front.everyone(), state.front.best
     made = []
     for _ in range(BATCH):
-        if not parents or random.random() < FRESH:
+        move = random.random()
+        if not everyone or move < FRESH:
             made.append(hunt.drawn(random))
-        else:
-            parent = parents[int(random.integers(len(parents)))]
-            made.append(hunt.changed(random, parent.genome))
-    return list(dict.fromkeys(made))
+            continue
+        parents = best if best and move < FRESH + OF_FRONT else everyone
+        parent = parents[int(random.integers(len(parents)))]
+        made.append(hunt.changed(random, parent.genome))
+    return [each for each in dict.fromkeys(made) if hunt.drawn_as(each) not in state.seen]
 
 
 def scored(
@@ -256,6 +266,7 @@ def _begun(settings: Settings, hunt: Hunt, log: Path | None, resume: bool) -> St
         front=front(found, hunt.cost_class),
         generation=last + 1,
         scored=sum(line["scored"] for line in done),
+        seen=frozenset(hunt.drawn_as(each.genome) for each in found),
     )
 
 

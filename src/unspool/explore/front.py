@@ -15,6 +15,9 @@ T = TypeVar("T")
 KEPT = 8
 """Parents of one cost."""
 
+BEHIND = 1.05
+"""How far above the least error of its cost a parent may be, on the screen."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
@@ -74,7 +77,7 @@ class Front:
 
     def add(self, found: Found) -> None:
         """Takes a scored code in where it belongs."""
-        group = self.parents.setdefault(round(found.cost / self.cost_class), [])
+        group = self.parents.setdefault(int(found.cost / self.cost_class + 1e-9), [])
         if all(found.genome != other.genome for other in group):
             group.append(found)
             group.sort(key=lambda each: each.screened)
@@ -83,8 +86,12 @@ class Front:
             self.best = pareto([*self.best, found], lambda each: (each.cost, each.mse or 0.0))
 
     def everyone(self) -> list[Found]:
-        """All parents, those on the front twice: they are tried twice as often."""
-        return [*self.best, *(each for _, group in sorted(self.parents.items()) for each in group)]
+        """All parents that are not far behind, the cheapest first."""
+        least, found = float("inf"), []
+        for _, group in sorted(self.parents.items()):
+            least = min(least, group[0].screened)
+            found += [each for each in group if each.screened <= BEHIND * least]
+        return found
 
 
 def front(found: Iterable[Found], cost_class: float) -> Front:

@@ -4,12 +4,12 @@
     register i     what step i does to earlier registers, see Step
     end            what becomes of the last register, see End; None: its fields are the weights
 
-Two that differ in the order of a sum or in steps that nothing reads are one: `Genome.pruned`.
+Two that differ in writing alone are one: `Genome.normal`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 TWO_SOURCES = ("xor", "add", "difference", "thin")
@@ -18,6 +18,8 @@ EITHER_ORDER = ("xor", "add")
 TAIL, HALVES, SUM, LEVELS, TABLE = "tail", "halves", "sum", "levels", "table"
 
 FOLD = "fold"
+
+WORD_MASK = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -109,19 +111,67 @@ class Genome:
     end: End | None = None
     signs: bool = False
 
-    def pruned(self) -> Genome:
-        """Without steps that the word does not depend on, sources of sums in order."""
+    def normal(self) -> Genome:
+        """The same program in one form: a multiply-add of one, a permute of one and a shift of one
+        are one step, equal steps are one, sources of sums have an order, and nothing stands there
+        that the word does not depend on, that changes nothing or that makes zeros of a register."""
+        steps: list[Step] = []
+        number = {0: 0}
+        for place, step in enumerate(self.steps, start=1):
+            b = number[step.b] if step.op in TWO_SOURCES else 0
+            mine = replace(step, a=number[step.a], b=b)
+            made = _simplified(mine, steps)
+            last = place == len(self.steps)
+            if isinstance(made, int) and last and made != len(steps):
+                made = mine  # the top stands last
+            if isinstance(made, Step) and (last or made not in steps):
+                steps.append(made)
+                made = len(steps)
+            number[place] = made if isinstance(made, int) else steps.index(made) + 1
+        end = self.end.renumbered(number.__getitem__) if self.end else None
+        return replace(self, steps=tuple(steps), end=end)._pruned()
+
+    def _pruned(self) -> Genome:
+        """Without steps that the word does not depend on."""
         needed = {len(self.steps), *(self.end.registers if self.end else ())}
         for place in range(len(self.steps), 0, -1):
             if place in needed:
                 needed |= set(self.steps[place - 1].sources)
         kept = [place for place in range(1, len(self.steps) + 1) if place in needed]
         number = {0: 0, **{place: i for i, place in enumerate(kept, start=1)}}
-        steps = []
-        for place in kept:
-            step = self.steps[place - 1]
-            a, b = number[step.a], number.get(step.b, 0)
-            low, high = (min(a, b), max(a, b)) if step.op in EITHER_ORDER else (a, b)
-            steps.append(replace(step, a=low, b=high if step.op in TWO_SOURCES else 0))
+        read = [self.steps[place - 1] for place in kept]
+        steps = tuple(replace(s, a=number[s.a], b=number[s.b]) for s in read)
         end = self.end.renumbered(number.__getitem__) if self.end else None
-        return replace(self, steps=tuple(steps), end=end)
+        return replace(self, steps=steps, end=end)
+
+    @property
+    def untrained(self) -> Genome:
+        """The genome as it was drawn: what training made of its book left out."""
+        if self.end is None or self.end.book is None:
+            return self
+        book = replace(self.end.book, operands=())
+        return replace(self, end=replace(self.end, book=book))
+
+
+def _simplified(step: Step, before: Sequence[Step]) -> Step | int:
+    """A step in its shortest form, or the register that it is."""
+    same = step.op in TWO_SOURCES and step.a == step.b
+    if same and step.op == "add":
+        step = Step("multiply", step.a, constant=2)
+    elif same:  # thin leaves it as it is; the others make zeros of it, which are of no use
+        return step.a
+    if step.op in EITHER_ORDER:
+        return replace(step, a=min(step.a, step.b), b=max(step.a, step.b))
+    inner = before[step.a - 1] if step.a else None
+    if inner is None or inner.op != step.op:
+        return step
+    if step.op == "multiply":
+        constant = inner.constant * step.constant & WORD_MASK
+        addend = inner.addend * step.constant + step.addend & WORD_MASK
+        return Step("multiply", inner.a, constant=constant, addend=addend)
+    if step.op == "permute":
+        named = [inner.constant >> 4 * (step.constant >> 4 * i & 3) & 3 for i in range(4)]
+        return Step("permute", inner.a, constant=sum(n << 4 * i for i, n in enumerate(named)))
+    if step.op == "shift" and inner.constant + step.constant < 32:
+        return Step("shift", inner.a, constant=inner.constant + step.constant)
+    return step

@@ -63,6 +63,14 @@ MOST_INDEX, MOST_LOOK_UPS = 12, 4
 MOST_STEPS = 6
 WORD = 1 << 32
 
+TRIES = 16
+"""Of moves that leave a program as it is, before another is drawn."""
+
+FIELDS_OF: Mapping[str, tuple[str, ...]] = {
+    TAIL: ("register", "bits", "thinned"), HALVES: ("register",), SUM: ("register",)
+}  # fmt: skip
+"""What changes alone of each end; of those that have books, which are trained for it, nothing."""
+
 
 def drawn(space: Space, random: np.random.Generator) -> Genome:
     """A random genome: most have two or three steps, one of them a product."""
@@ -76,21 +84,28 @@ def drawn(space: Space, random: np.random.Generator) -> Genome:
     genome = Genome(window, lanes, tuple(steps), signs=signs)
     often = 1.0 if space.end else FIELDS[space.operand].ended
     ended = space.ends(lanes) and random.random() < often
-    return (_ended(space, random, genome) if ended else genome).pruned()
+    return (_ended(space, random, genome) if ended else genome).normal()
 
 
 def changed(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
-    """A genome one move away, or a few."""
-    for _ in range(int(random.geometric(0.6))):
-        genome = _moved(space, random, genome)
-    return genome.pruned()
+    """Another genome one move away, or a few."""
+    for _ in range(TRIES):
+        made = genome
+        for _ in range(int(random.geometric(0.6))):
+            made = _moved(space, random, made)
+        if (made := made.normal()) != genome:
+            return made
+    return drawn(space, random)
 
 
-def _ended(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
+def _ended(
+    space: Space, random: np.random.Generator, genome: Genome, op: str | None = None
+) -> Genome:
     """The genome with another end: which, of what register, and of a tail which bits."""
     able, register, thinned, bits = space.ends(genome.lanes), 0, None, 0
-    often = np.array([DRAWN_ENDS[op] for op in able])
-    op = str(random.choice(able, p=often / often.sum())) if len(able) > 1 else able[0]
+    often = np.array([DRAWN_ENDS[each] for each in able])
+    if op is None:
+        op = str(random.choice(able, p=often / often.sum())) if len(able) > 1 else able[0]
     if op == TAIL or (op in (HALVES, SUM) and genome.lanes > 1):
         register = int(random.integers(len(genome.steps) + 1))
     if op == TAIL:
@@ -132,32 +147,36 @@ def _step(
 ) -> Step:
     """A random step that may read the registers 0 to `place`, the latest most often."""
     often = DRAWN_INTEGERS if space.operand.integer else DRAWN
-    op = op or str(random.choice(list(often), p=list(often.values())))
+    able = [each for each in often if place or each not in TWO_SOURCES]
+    rates = np.array([often[each] for each in able])
+    op = op or str(random.choice(able, p=rates / rates.sum()))
     a = place if random.random() < 0.7 else int(random.integers(place + 1))
-    b = int(random.integers(place + 1))
-    constant, addend = _constants(random, op, window)
-    return Step(op, a, b if op in TWO_SOURCES else 0, constant, addend)
+    constant, addend = _constants(random, op, window if a == 0 else WORD_BITS)
+    if op not in TWO_SOURCES or not place:
+        return Step(op, a, constant=constant, addend=addend)
+    b = (a + int(random.integers(1, place + 1))) % (place + 1)  # another one
+    return Step(op, a, b, constant, addend)
 
 
-def _constants(random: np.random.Generator, op: str, window: int) -> tuple[int, int]:
+def _constants(random: np.random.Generator, op: str, width: int) -> tuple[int, int]:
+    """Those of a step that reads a register of so many bits."""
     if op in PRODUCTS:
         constant, addend = (int(each) for each in random.integers(0, WORD, 2))
         return constant | 1, addend if op == "multiply" else 0
     if op == "permute":
-        places = random.integers(0, -(-window // 8), 4)
+        places = random.integers(0, -(-width // 8), 4)
         return sum(int(place) << (4 * i) for i, place in enumerate(places)), 0
     if op == "thin":
         return int(random.integers(256)) * EVERY_BYTE, 0
     if op == "difference":
         return DIFFERENCES[int(random.integers(len(DIFFERENCES)))], 0
-    return (int(random.integers(1, window)), 0) if op == "shift" else (0, 0)
+    return (int(random.integers(1, width)), 0) if op == "shift" else (0, 0)
 
 
 def _moved(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
     """One constant, one source, the end, one step more or one less."""
-    if space.ends(genome.lanes) and random.random() < 0.1:
-        ended = genome.end is None or bool(space.end) or random.random() < 0.7
-        return _ended(space, random, genome) if ended else replace(genome, end=None)
+    if space.ends(genome.lanes) and random.random() < 0.2:
+        return _other_end(space, random, genome)
     steps, move = genome.steps, random.random()
     place = int(random.integers(len(steps)))
     if move < 0.7:
@@ -172,6 +191,19 @@ def _moved(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
     else:
         return genome
     return replace(genome, steps=(*steps[:place], step, *steps[place + 1 :]))
+
+
+def _other_end(space: Space, random: np.random.Generator, genome: Genome) -> Genome:
+    """With one thing of its end changed, with another end, or with none."""
+    end, move = genome.end, random.random()
+    if end is not None and end.op in FIELDS_OF and move < 0.5:
+        names = FIELDS_OF[end.op]
+        name = names[int(random.integers(len(names)))]
+        other = _ended(space, random, genome, end.op).end
+        return replace(genome, end=replace(end, **{name: getattr(other, name)}))
+    if end is None or space.end or move < 0.85:
+        return _ended(space, random, genome)
+    return replace(genome, end=None)
 
 
 def _longer(space: Space, random: np.random.Generator, genome: Genome, place: int) -> Genome:
@@ -201,7 +233,7 @@ def _renumbered_end(genome: Genome, first: int, by: int) -> End | None:
 
 def _changed_constant(random: np.random.Generator, step: Step, window: int) -> Step:
     """New constants, or a bit or two of the old ones turned."""
-    constant, addend = _constants(random, step.op, window)
+    constant, addend = _constants(random, step.op, WORD_BITS if step.a else window)
     if step.op not in PRODUCTS or random.random() < 0.3:
         return replace(step, constant=constant, addend=addend)
     turned = sum({1 << int(bit) for bit in random.integers(1, 32, random.integers(1, 3))})

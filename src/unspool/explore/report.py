@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unspool.decode.lower import lower
 from unspool.decode.machine import Machine, Slot, machine
 from unspool.errors import DeclarationError, EvaluationError
 from unspool.evaluate.plot import check_matplotlib
@@ -14,7 +13,7 @@ from unspool.explore import cpu_rows, published, score
 from unspool.explore.explorer import Settings
 from unspool.explore.front import Found, pareto
 from unspool.explore.row import Row, format_of
-from unspool.explore.score import Sample, branches, distortion, estimated, slot_of
+from unspool.explore.score import Sample, branches, distortion, estimated, lowered, slot_of
 from unspool.matmul.cuda.recipe import recipe
 from unspool.perf.bound import Bound, bound, of_count
 from unspool.perf.count import PACKED_FP4, Count, count
@@ -73,7 +72,7 @@ def published_rows(settings: Settings, say: Callable[[str], None]) -> list[Row]:
     made = []
     for code, ours, counted in zip(codes, short, _counts(short, target), strict=True):
         say(f"measuring {code.name}")
-        mse = float(f"{distortion(code, sample):.5g}")
+        mse = float(f"{distortion(code, sample, threads=None):.5g}")
         made.append(_row(code, ours, counted, target, mse=mse, found=False))
     for point in published.points(settings.bits):
         total_known = float("inf") if point.total is None else point.total
@@ -123,8 +122,7 @@ def _counts(codes: Sequence[Code], target: Machine) -> list[Count | None]:
     """What machine code says of the decoders; None of each without a compiler."""
     if not codes or why_not():
         return [None] * len(codes)
-    lowered = [lower(code, slot_of(code, target), target) for code in codes]
-    return list(count(lowered, target, toolchain()))
+    return list(count([lowered(code, target) for code in codes], target, toolchain()))
 
 
 def as_format(row: Row, settings: Settings, generations: int, path: Path) -> Format:

@@ -10,6 +10,7 @@ import numpy as np
 
 from unspool.decode.interpret import state_values
 from unspool.decode.lower import cost, lower, operations, slots
+from unspool.decode.lowering import Lowering
 from unspool.decode.machine import Machine, Slot
 from unspool.decode.values import pattern_counts
 from unspool.encode.viterbi import viterbi
@@ -94,8 +95,8 @@ def best_sigma(code: Code, sample: Sample, factors: Sequence[float] = SIGMAS) ->
     return with_sigma(code, code.sigma * factors[int(np.argmin(found))])
 
 
-def slot_of(code: Code, machine: Machine) -> Slot:
-    """The narrowest float slot of a machine that a code is lowered to; integers have their own.
+def lowered(code: Code, machine: Machine) -> Lowering:
+    """A code's lowering to the narrowest float slot of a machine; integers have their own.
 
     Raises DeclarationError where there is none.
     """
@@ -105,22 +106,26 @@ def slot_of(code: Code, machine: Machine) -> Slot:
     )
     for slot in sorted(held, key=lambda slot: slot.operand in (FP16, BF16)):
         try:
-            return lower(code, slot, machine).slot
+            return lower(code, slot, machine)
         except DeclarationError as error:
             refused = error
     raise refused
 
 
+def slot_of(code: Code, machine: Machine) -> Slot:
+    """The slot of that lowering."""
+    return lowered(code, machine).slot
+
+
 def estimated(code: Code, machine: Machine) -> float:
     """Instructions per weight by our own lowering, before any compiler, look-ups at what they are
     worth."""
-    return cost(lower(code, slot_of(code, machine), machine))
+    return cost(lowered(code, machine))
 
 
-def instructions(code: Code, machine: Machine) -> float:
+def instructions(lowering: Lowering) -> float:
     """The same, a look-up being one."""
-    lowered = lower(code, slot_of(code, machine), machine)
-    return operations(lowered).total() / lowered.weights
+    return operations(lowering).total() / lowering.weights
 
 
 def branches(code: Code) -> int:

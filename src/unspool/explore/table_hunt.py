@@ -64,10 +64,18 @@ class TableHunt:
 
     @classmethod
     def of(
-        cls, bits: float, operand: str, target: str, seed: int, memory: int | None = None
+        cls,
+        bits: float,
+        operand: str,
+        target: str,
+        seed: int,
+        memory: int | None = None,
+        within: float | None = None,
     ) -> TableHunt:
-        """The hunt of a rate. Raises DeclarationError where it has no codes, UnspoolError without
-        g++."""
+        """The hunt of a rate, in shapes whose loops take so many instructions per weight at most.
+
+        Raises DeclarationError where it has no codes, UnspoolError without g++.
+        """
         allowed = [each.name for each in tables.OPERANDS]
         if operand not in allowed:
             raise DeclarationError(
@@ -75,7 +83,13 @@ class TableHunt:
             )
         shapes = tables.shapes(bits, memory)
         costs = {shape: count_strip(target, shape).instructions / LINE for shape in shapes}
-        return cls(operand=operand, costs=costs, seed=seed, effort=EFFORT)
+        able = {shape: cost for shape, cost in costs.items() if cost <= (within or np.inf)}
+        if not able:
+            raise DeclarationError(
+                "no loop takes so few instructions per weight", where="--within", found=within,
+                allowed=f"{min(costs.values()):.3f} or more",
+            )  # fmt: skip
+        return cls(operand=operand, costs=able, seed=seed, effort=EFFORT)
 
     def asked(self) -> dict[str, Any]:
         """What its figures depend on beside the settings: compilers differ in what they make."""
@@ -91,6 +105,10 @@ class TableHunt:
     def changed(self, random: np.random.Generator, parent: TableGenome) -> TableGenome:
         """A found table to shake and train again."""
         return tables.changed(random, parent)
+
+    def drawn_as(self, genome: TableGenome) -> TableGenome:
+        """The table itself: trained ones begin where they ended."""
+        return genome
 
     def code(self, genome: TableGenome, sigma: float) -> Code:
         """The code of a trained table."""
