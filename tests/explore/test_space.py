@@ -77,6 +77,8 @@ def test_what_is_written_otherwise_is_the_same_program(steps, left):
 def test_nothing_is_drawn_or_kept_that_makes_zeros():
     zeros = Genome(16, 4, (PRODUCT, Step("xor", 1, 1), Step("fold", 2, constant=7)))
     assert zeros.normal().steps == (PRODUCT, Step("fold", 1, constant=7))
+    alone = Genome(16, 4, (Step("xor", 0, 0),))
+    assert alone.normal() == alone
     space, random = Space.of(2, INT8), np.random.default_rng(6)
     for _ in range(300):
         steps = drawn(space, random).steps

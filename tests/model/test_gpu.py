@@ -53,6 +53,28 @@ def test_products_of_every_floating_type(machine, dtype, bound):
     assert relative_error(y.reshape(5, N), x.double() @ weight.double().T) < bound
 
 
+def test_every_captured_product_has_counters_of_its_own(monkeypatch):
+    found, _ = uploaded("s3-e4m3", "sm80")
+    taken: list[int] = []
+    fused = found._fused
+    monkeypatch.setattr(found, "_fused", lambda x, out, launches: (
+        taken.append(launches.arrivals.data_ptr()), kept.append(launches), fused(x, out, launches)
+    )[-1])  # fmt: skip
+    kept: list[object] = []
+    want = found.multiply(rows(3))
+    found.warm_up([1, 3], torch.float32)
+    ahead = {each.data_ptr() for spare in found._spare.values() for each in spare}
+    monkeypatch.setattr(SimulatedProcessor, "capturing", True)
+    for m in (3, 1, 3):
+        assert torch.equal(found.multiply(rows(3)[:m]), want[:m])
+    eager, first, second, third = taken
+    assert {first, second} == ahead  # made before the capture
+    assert len({eager, first, second, third}) == 4
+    monkeypatch.setattr(SimulatedProcessor, "capturing", False)
+    found.multiply(rows(3))
+    assert taken[-1] == eager
+
+
 @pytest.mark.parametrize("machine", ["sm80", "sm90"])
 def test_many_rows_go_through_a_library_with_the_same_result(machine):
     fused, weight = uploaded("s3-e4m3", machine, library_rows=None)

@@ -122,8 +122,8 @@ class Genome:
             mine = replace(step, a=number[step.a], b=b)
             made = _simplified(mine, steps)
             last = place == len(self.steps)
-            if isinstance(made, int) and last and made != len(steps):
-                made = mine  # the top stands last
+            if isinstance(made, int) and last and (made != len(steps) or not steps):
+                made = mine  # the top stands last, and is a step
             if isinstance(made, Step) and (last or made not in steps):
                 steps.append(made)
                 made = len(steps)

@@ -4,7 +4,9 @@
     prepare, multiply two launches per product; nothing waits, memory is torch's and given back
 
 Kernels are compiled (or read from the cache) at the first product of a size: call `warm_up` before
-a CUDA graph is captured. Products of the same tokens have the same bits in any batch of the fused
+a CUDA graph is captured. A captured product has counters of its own, so that graphs may be replayed
+in any order and on any streams; where `warm_up` left none, the graph fills them with zeros every
+time. Products of the same tokens have the same bits in any batch of the fused
 kernels; from LIBRARY_ROWS rows on weights are decoded once and multiplied by the vendor's GEMM,
 whose sums are its own (`library_rows=None` turns that off): `gpu_library`.
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,6 +66,10 @@ class Processor(Protocol):
     @property
     def stream(self) -> int:
         """The stream that products are queued on."""
+
+    @property
+    def capturing(self) -> bool:
+        """Whether they are captured there into a CUDA graph."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -113,6 +120,8 @@ class GpuWeights:
             per_processor=processor.per_processor,
         )
         self._launches: dict[tuple[int, int, torch.dtype, int], Launches] = {}
+        self._spare: dict[int, list[torch.Tensor]] = {}  # counters for captures, by how many
+        self._captured: list[torch.Tensor] = []  # those that graphs point to
 
     @property
     def nbytes(self) -> int:
@@ -186,17 +195,30 @@ class GpuWeights:
 
     def _for(self, m: int, dtype: torch.dtype, tokens: int | None = None) -> Launches:
         """Kernels and counters for m rows in tiles of so many: counters per stream, whose products
-        take turns.
+        take turns, and per captured product.
         """
         planned = launch.plan(
             self.made, m, self.row_blocks, self.stages, blocks=self.blocks, tokens=tokens
         )
+        if self.processor.capturing:
+            return self._plan(planned, dtype, self._for_capture(planned.arrivals))
         key = planned.tiles, planned.tokens, dtype, self.processor.stream
         if key not in self._launches:
-            self._launches[key] = self._plan(planned, dtype)
+            self._launches[key] = self._plan(planned, dtype, self._zeros(planned.arrivals))
         return self._launches[key]
 
-    def _plan(self, planned: Plan, dtype: torch.dtype) -> Launches:
+    def _zeros(self, count: int) -> torch.Tensor:
+        return torch.zeros(count, dtype=torch.int32, device=self.processor.device)
+
+    def _for_capture(self, count: int) -> torch.Tensor:
+        """Counters that were zeros before a capture began; else new ones, whose zeros are part of
+        the graph, as their memory is."""
+        if not self._spare.get(count):
+            return self._zeros(count)
+        self._captured.append(self._spare[count].pop())
+        return self._captured[-1]
+
+    def _plan(self, planned: Plan, dtype: torch.dtype, arrivals: torch.Tensor) -> Launches:
         made, name, tokens = self.made, DTYPES[dtype], planned.tokens
         slots, _ = launch.slots_of(
             made,
@@ -208,7 +230,7 @@ class GpuWeights:
             planned=planned,
             prepare=prepare_kernel(made, tokens=tokens, columns=self.columns, dtype=name),
             multiply=multiply_kernel(made, tokens=tokens, output=name, slots=slots),
-            arrivals=torch.zeros(planned.arrivals, dtype=torch.int32, device=self.processor.device),
+            arrivals=arrivals,
         )
 
 
@@ -223,14 +245,20 @@ class GpuMatrix(GpuWeights):
         self.library_rows = library_rows
 
     def warm_up(self, rows: Sequence[int], dtype: torch.dtype) -> None:
-        """Compiles the kernels of products of so many rows on the current stream."""
+        """Compiles the kernels of products of so many rows on the current stream, and leaves
+        counters for a CUDA graph with one of each."""
         kernels: list[Kernel] = []
+        counters: Counter[int] = Counter()
         for m in rows:
             if self.by_library(m):
                 kernels += self.library.kernels(dtype)
             else:
                 found = self._for(m, dtype)
                 kernels += [found.prepare, found.multiply]
+                counters[len(found.arrivals)] += 1
+        for count, wanted in counters.items():
+            spare = self._spare.setdefault(count, [])
+            spare += [self._zeros(count) for _ in range(wanted - len(spare))]
         self.processor.ready(kernels)
 
     def by_library(self, m: int) -> bool:

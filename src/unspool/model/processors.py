@@ -39,13 +39,20 @@ class CudaProcessor:
         """The handle of torch's current stream."""
         return int(torch.cuda.current_stream(self.device).cuda_stream)
 
+    @property
+    def capturing(self) -> bool:
+        """Whether torch is capturing a CUDA graph on that stream."""
+        with torch.cuda.device(self.device):
+            return torch.cuda.is_current_stream_capturing()
+
     def ready(self, kernels: Sequence[Kernel]) -> None:
         """Compiles and loads kernels, as many at once as there are cores."""
         new = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._loaded]
         with ThreadPoolExecutor(max(1, min(len(new), os.cpu_count() or 1))) as pool:
             list(pool.map(self._compiled, new))  # into the cache
-        for kernel in new:
-            self._load(kernel)
+        with torch.cuda.device(self.device):
+            for kernel in new:
+                self._load(kernel)
 
     def run(
         self,
@@ -54,8 +61,9 @@ class CudaProcessor:
         arguments: ctypes.Structure,
         memory: Mapping[str, torch.Tensor],
     ) -> None:
-        """Queues a kernel on the current stream."""
-        self._load(kernel).launch((*grid, 1), kernel.threads, arguments, self.stream)
+        """Queues a kernel on the GPU's current stream, whichever GPU is torch's current one."""
+        with torch.cuda.device(self.device):
+            self._load(kernel).launch((*grid, 1), kernel.threads, arguments, self.stream)
 
     def _load(self, kernel: Kernel) -> LoadedKernel:
         found = self._loaded.get(kernel)
@@ -74,6 +82,7 @@ class SimulatedProcessor:
 
     device = torch.device("cpu")
     stream = 0
+    capturing = False
 
     def __init__(self, machine: str, *, processors: int = 2) -> None:
         """Plays one of `decode.machine.MACHINES`."""
