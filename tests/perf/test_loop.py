@@ -154,7 +154,7 @@ def test_int8_loops_take_little_beside_decoding(tools, name, machine):
                 ("int4", "sm100", "fp8", 0.51),
                 ("lut-b", "sm100", "fp8", 0.32),
                 ("nf4", "sm90", "float16", 0.65),
-                ("nvfp4", "sm90", "float16", 0.99),
+                ("nvfp4", "sm90", "float16", 0.90),
             )
         ),
     ],
@@ -208,6 +208,23 @@ def test_as_many_blocks_of_tcgen05_as_are_launched_share_the_registers(tools, na
             each = -(-found.registers // 8) * 8 * 32  # registers come in 256 a warp
             assert -(-warps // 4) * each <= (1 << 16) // 4  # of the quarter with the most warps
             assert found.spills == 0
+
+
+@pytest.mark.parametrize(("name", "bounded"), [("m2-e4m3", True), ("m2-e2m1", False)])
+def test_two_blocks_of_wgmma_share_the_registers_where_that_spills_nothing(tools, name, bounded):
+    made = recipe(FORMATS[name], MACHINES["sm90"], "fp8")
+    kernel = multiply_kernel(made, tokens=16, output="bfloat16", slots=4)
+    texts: list[str] = []
+
+    def cubin(text: str) -> bytes:
+        texts.append(text)
+        return tools.cubin(text, kernel.architecture, OPTIONS)
+
+    code = kernel.compiled(cubin)
+    found = kernels(tools.disassemble(code), code)[kernel.name]
+    assert texts == [kernel.source] if bounded else [kernel.source, kernel.loose]
+    assert (found.registers <= 168) == bounded  # three warps in a quarter of 2**14
+    assert found.spills == 0
 
 
 @pytest.mark.parametrize(("name", "machine"), [("nvfp4", "sm120"), ("int4", "sm90"), *EVERY])

@@ -74,7 +74,7 @@ class CudaProcessor:
         return found
 
     def _compiled(self, kernel: Kernel) -> bytes:
-        return jit.compile(kernel.source, self.machine.architecture)
+        return kernel.compiled(lambda text: jit.compile(text, self.machine.architecture))
 
 
 class SimulatedProcessor:

@@ -85,7 +85,7 @@ def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:
     """
     tile = tokens_of(made, tokens)
     kernel = multiply_kernel(made, tokens=tile, output="bfloat16", slots=SLOTS)
-    cubin = tools.cubin(kernel.source, kernel.architecture, OPTIONS)
+    cubin = kernel.compiled(lambda text: tools.cubin(text, kernel.architecture, OPTIONS))
     text = tools.disassemble(cubin)
     found = kernels(text, cubin)[kernel.name]
     turns = made.geometry.steps // unrolled_steps(made, tile)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from unspool.matmul.cuda.cubin import registers
 
 PIPES = ("alu", "fma", "lds", "cvt", "other")
 
@@ -29,9 +30,6 @@ _EXCLUDED = frozenset((
     "BAR", "RET", "MEMBAR", "DEPBAR", "LDGDEPBAR", "STS", "R2UR", "UMOV", "WARPSYNC", "BSSY",
     "BSYNC", "ERRBAR", "CCTL",
 ))  # fmt: skip
-
-#: kinds and attributes of `.nv.info`, and the size of an ELF symbol
-_SIZED, _REGISTER_COUNT, _SYMBOL_BYTES = 4, 0x2F, 24
 
 _SPILLS = ("LDL", "STL")
 _MATRIX = re.compile(r"^[HIQBO]MMA|^[HIQ]GMMA|^UTC")
@@ -141,36 +139,8 @@ def kernels(disassembly: str, cubin: bytes) -> dict[str, Kernel]:
         elif name and (instruction := _INSTRUCTION.match(line)):
             jump = _NEAR_CALL.search(line)
             opcodes.setdefault(name, []).append("BRA" if jump else instruction[1])
-    registers = _registers(cubin)
+    taken = registers(cubin)
     return {
-        name: Kernel(opcodes=tuple(found), registers=registers.get(name, 0))
+        name: Kernel(opcodes=tuple(found), registers=taken.get(name, 0))
         for name, found in opcodes.items()
     }
-
-
-def _registers(cubin: bytes) -> dict[str, int]:
-    """Registers per thread: attribute 0x2f in the section `.nv.info` of the ELF file."""
-    sections = dict(_sections(cubin))
-    names, symbols = sections[".strtab"], sections[".symtab"]
-    found: dict[str, int] = {}
-    info, at = sections.get(".nv.info", b""), 0
-    while at + 4 <= len(info):
-        kind, attribute, size = struct.unpack_from("<BBH", info, at)
-        if kind == _SIZED and attribute == _REGISTER_COUNT:
-            symbol, registers = struct.unpack_from("<II", info, at + 4)
-            start = struct.unpack_from("<I", symbols, symbol * _SYMBOL_BYTES)[0]
-            found[names[start : names.index(b"\0", start)].decode()] = registers
-        at += 4 + (size if kind == _SIZED else 0)
-    return found
-
-
-def _sections(cubin: bytes) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the sections of a 64-bit ELF file."""
-    (table,) = struct.unpack_from("<Q", cubin, 0x28)
-    size, count, names_index = struct.unpack_from("<HHH", cubin, 0x3A)
-    headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
-    strings = headers[names_index][4]
-    for header in headers:
-        start = strings + header[0]
-        name = cubin[start : cubin.index(b"\0", start)].decode()
-        yield name, cubin[header[4] : header[4] + header[5]]

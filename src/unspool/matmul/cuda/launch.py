@@ -111,10 +111,12 @@ def tokens_of(made: Recipe, m: int) -> int:
 def most_blocks(made: Recipe, tokens: int) -> int:
     """MOST_BLOCKS, but one where 168 registers would be too few, in tiles of so many tokens.
 
-    wgmma takes 220 to 255 beside several terms; tcgen05 as many in tiles of more than 32 columns.
+    wgmma takes 220 to 255 beside several terms and in tiles of more than 16 columns; tcgen05 as
+    many in those of more than 32.
     """
-    several = made.loop == "wgmma" and made.terms > 1
-    wide = made.loop == "tcgen05" and tokens * made.terms > NARROW_COLUMNS
+    columns = tokens * made.terms
+    several = made.loop == "wgmma" and (made.terms > 1 or columns > USUAL_TOKENS)
+    wide = made.loop == "tcgen05" and columns > NARROW_COLUMNS
     return 1 if several or wide else MOST_BLOCKS[made.loop]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 
@@ -17,6 +17,7 @@ from unspool.decode.emit_cuda import emit, header
 from unspool.decode.lower_scaled import unmoved
 from unspool.errors import DeclarationError
 from unspool.matmul.cuda.activations import TERM_STEP, largest_of, smallest_of
+from unspool.matmul.cuda.cubin import frame_bytes
 from unspool.matmul.cuda.geometry import THREADS, Geometry
 from unspool.matmul.cuda.launch import most_blocks
 from unspool.matmul.cuda.library import Expansion
@@ -47,9 +48,11 @@ LOOP_THREADS: Mapping[str, int] = {
     "mma_sync": THREADS, "wgmma": THREADS + 32, "tcgen05": THREADS + 64
 }  # fmt: skip
 
-BOUNDED = ("tcgen05",)
-"""Main loops whose registers are kept to what `most_blocks` leaves each: of 179 to 218, 168 do
-without spills. mma.sync's take no more where three blocks find shared memory."""
+BOUNDED = ("tcgen05", "wgmma")
+"""Main loops whose registers are kept to what `most_blocks` leaves each. Of tcgen05's 179 to 218,
+168 do without spills, of wgmma's 200 to 238 in most formats with one term in tiles of 16: m2-e4m3
+beside FP8 has 0.04 instructions per weight less for it. Where they do not (2 to 32 spills) the
+kernel is compiled without. mma.sync's take no more where three blocks find shared memory."""
 
 Constant = int | float | str
 """Of a kernel: an integer, a float32, a kind of product."""
@@ -89,6 +92,13 @@ class Kernel:
     threads: int
     #: dynamic shared memory of a block
     shared_bytes: int
+    #: the text where registers may be as many as it likes; empty: the same
+    loose: str = ""
+
+    def compiled(self, cubin: Callable[[str], bytes]) -> bytes:
+        """Machine code by a compiler: of the loose text where the other one's registers spill."""
+        made = cubin(self.source)
+        return cubin(self.loose) if self.loose and frame_bytes(made).get(self.name) else made
 
 
 @functools.lru_cache(maxsize=256)
@@ -101,22 +111,23 @@ def multiply_kernel(made: Recipe, *, tokens: int, output: str, slots: int) -> Ke
         "output_bfloat": OUTPUTS[output][1],
         "promote_stages": promoted_stages(made),
     }
+    blocks = most_blocks(made, tokens) if made.loop in BOUNDED else 1
+    tight, loose = (_hardware(LOOP_THREADS[made.loop], most) for most in (blocks, 1))
     text = "".join((
-        *_hardware(
-            LOOP_THREADS[made.loop], most_blocks(made, tokens) if made.loop in BOUNDED else 1
-        ),
         *_decoder(made, constants, made.geometry),
         *(_file(name) for name in ("share.cuh", "finish.cuh")),
         _wgmma(made, tokens * made.terms) if made.loop == "wgmma" else "",
         *(_file(name) for name in _LOOP_FILES[made.loop]),
         _entry("multiply", "Arguments"),
     ))  # fmt: skip
+    may_spill = made.loop == "wgmma" and blocks > 1
     return Kernel(
         name="unspool_multiply",
-        source=text,
+        source="".join((*tight, text)),
         architecture=made.machine.architecture,
         threads=LOOP_THREADS[made.loop],
         shared_bytes=made.shared_bytes(tokens, slots),
+        loose="".join((*loose, text)) if may_spill else "",
     )
 
 
