@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unspool.errors import ModelError
-from unspool.matmul.cuda import simulate
+from unspool.matmul.cuda import launch, simulate
 from unspool.model.gpu import upload
 from unspool.model.gpu_experts import GpuExperts
 from unspool.model.processors import SimulatedProcessor
@@ -59,6 +59,25 @@ def test_many_tokens_of_an_expert_stand_in_wider_tiles_with_the_same_bits():
     x, choices = rows(40), torch.from_numpy(np.arange(40)[:, None] % 2)
     assert torch.equal(every.multiply(x, choices)[30:], every.multiply(x[30:], choices[30:]))
     assert [launches.planned.tokens for launches in every._launches.values()] == [16, 8]
+
+
+def test_tiles_take_turns_where_their_sums_would_need_more_memory(monkeypatch):
+    every = GpuExperts(MATRICES, SimulatedProcessor("sm90"))
+    x, choices = rows(40), torch.from_numpy(np.arange(80).reshape(40, 2) % 3)
+    whole, grids = every.multiply(x, choices), []
+    run = every.processor.run
+
+    def seen(kernel, grid, *given) -> None:
+        grids.append((kernel.name, grid[1]))
+        run(kernel, grid, *given)
+
+    (planned,) = [each.planned for each in every._launches.values()]
+    monkeypatch.setattr(launch, "MOST_PARTIAL_BYTES", planned.partial_bytes // planned.tiles * 2)
+    monkeypatch.setattr(every.processor, "run", seen)
+    assert torch.equal(every.multiply(x, choices), whole)
+    tiles = [count for name, count in grids if name == "unspool_multiply"]
+    assert sum(tiles) == planned.tiles
+    assert max(tiles) == 2 < len(tiles)
 
 
 def test_warming_up_compiles_all_that_a_product_runs(monkeypatch):

@@ -149,7 +149,7 @@ class GpuWeights:
         """
         planned, run = found.planned, self.processor.run
         empty = functools.partial(torch.empty, dtype=torch.uint8, device=x.device)
-        activations, partials = empty(planned.activation_bytes), empty(planned.partial_bytes)
+        activations = empty(planned.activation_bytes)
         token_scales = empty(4 * planned.tiles * planned.tokens)
         memory = {
             "input": x, "signs": self.signs, "positions": self.positions,
@@ -161,19 +161,30 @@ class GpuWeights:
             **_addresses(memory), rows=len(x), k=x.shape[1], stages=self.stages
         )
         run(found.prepare, (planned.tiles * planned.tokens, 1), given, memory)
-        memory = {
-            "weights": self.units, "activations": activations, "row_scales": self.row_scales,
-            "token_scales": token_scales, "levels": self.levels, "output": output,
-            "partials": partials, "arrivals": found.arrivals,
+        of_tiles = {
+            "activations": activations, "token_scales": token_scales, "arrivals": found.arrivals
         }  # fmt: skip
         if routed is not None:
-            memory |= {"experts": routed.experts, "targets": routed.targets}
-        m, n = output.shape
+            of_tiles |= {"experts": routed.experts, "targets": routed.targets}
+        # rows of an output without targets are numbered from the first tile on
+        together = planned.tiles if routed is None else planned.together
+        partials = empty(planned.partial_bytes // planned.tiles * together)
+        for first in range(0, planned.tiles, together):
+            turn = {name: _part(t, planned.tiles, first, together) for name, t in of_tiles.items()}
+            self._multiply_tiles(found, turn | {"partials": partials, "output": output})
+        return self._rotated_back(output)[:, : self.shape[0]]
+
+    def _multiply_tiles(self, found: Launches, given: Mapping[str, torch.Tensor]) -> None:
+        """Launches the product of some tiles, with what is theirs."""
+        memory = {
+            "weights": self.units, "row_scales": self.row_scales, "levels": self.levels, **given
+        }  # fmt: skip
+        tiles = given["arrivals"].numel() // self.row_blocks
+        m, n = given["output"].shape
         arguments = Arguments(
             **_addresses(memory), m=m, n=n, row_blocks=self.row_blocks, stages=self.stages
         )
-        run(found.multiply, (planned.blocks, planned.tiles), arguments, memory)
-        return self._rotated_back(output)[:, : self.shape[0]]
+        self.processor.run(found.multiply, (found.planned.blocks, tiles), arguments, memory)
 
     @property
     def _output_rows(self) -> int:
@@ -218,6 +229,14 @@ class GpuWeights:
         self._captured.append(self._spare[count].pop())
         return self._captured[-1]
 
+    def _warmed_up(self, fused: Sequence[Launches], others: Sequence[Kernel] = ()) -> None:
+        """Kernels compiled, and counters for a CUDA graph with one of each product."""
+        for count, wanted in Counter(len(each.arrivals) for each in fused).items():
+            spare = self._spare.setdefault(count, [])
+            spare += [self._zeros(count) for _ in range(wanted - len(spare))]
+        kernels = [kernel for each in fused for kernel in (each.prepare, each.multiply)]
+        self.processor.ready([*kernels, *others])
+
     def _plan(self, planned: Plan, dtype: torch.dtype, arrivals: torch.Tensor) -> Launches:
         made, name, tokens = self.made, DTYPES[dtype], planned.tokens
         slots, _ = launch.slots_of(
@@ -247,19 +266,9 @@ class GpuMatrix(GpuWeights):
     def warm_up(self, rows: Sequence[int], dtype: torch.dtype) -> None:
         """Compiles the kernels of products of so many rows on the current stream, and leaves
         counters for a CUDA graph with one of each."""
-        kernels: list[Kernel] = []
-        counters: Counter[int] = Counter()
-        for m in rows:
-            if self.by_library(m):
-                kernels += self.library.kernels(dtype)
-            else:
-                found = self._for(m, dtype)
-                kernels += [found.prepare, found.multiply]
-                counters[len(found.arrivals)] += 1
-        for count, wanted in counters.items():
-            spare = self._spare.setdefault(count, [])
-            spare += [self._zeros(count) for _ in range(wanted - len(spare))]
-        self.processor.ready(kernels)
+        fused = [self._for(m, dtype) for m in rows if not self.by_library(m)]
+        others = any(self.by_library(m) for m in rows)
+        self._warmed_up(fused, self.library.kernels(dtype) if others else ())
 
     def by_library(self, m: int) -> bool:
         """Whether products of so many rows are the library's."""
@@ -288,6 +297,11 @@ def _put(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """An array's bytes on a device; never empty, so that it has an address."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return torch.from_numpy(flat.copy() if flat.size else np.zeros(16, np.uint8)).to(device)
+
+
+def _part(of_tiles: torch.Tensor, tiles: int, first: int, count: int) -> torch.Tensor:
+    """What belongs to some of the tiles."""
+    return of_tiles.reshape(tiles, -1)[first : first + count].reshape(-1)
 
 
 def _addresses(memory: Mapping[str, torch.Tensor]) -> dict[str, int]:

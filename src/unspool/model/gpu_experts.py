@@ -50,9 +50,9 @@ class GpuExperts(GpuWeights):
         self.row_blocks = every[0].row_blocks
 
     def warm_up(self, rows: Sequence[int], top: int, dtype: torch.dtype) -> None:
-        """Compiles the kernels of so many rows with so many experts each, on the current stream."""
-        found = [self._launches_of(m * top, dtype) for m in rows]
-        self.processor.ready([kernel for each in found for kernel in (each.prepare, each.multiply)])
+        """Compiles the kernels of so many rows with so many experts each, on the current stream,
+        and leaves counters for a CUDA graph with one of each."""
+        self._warmed_up([self._launches_of(m * top, dtype) for m in rows])
 
     def multiply(self, x: torch.Tensor, choices: torch.Tensor) -> torch.Tensor:
         """x `[m, k]` times the experts' weights `[m, top, n]` in x's dtype; choices `[m, top]`.

@@ -19,6 +19,10 @@ MOST_BLOCKS = {"mma_sync": 3, "wgmma": 2, "tcgen05": 2}
 """Blocks of a multiprocessor for which registers (168 a thread each) and tensor memory (half of it
 each) may do; more would only make more partial sums."""
 
+MOST_PARTIAL_BYTES = 256 << 20
+"""Of the sums that the blocks of a mixture's launch leave for each other; more tiles take turns. Of
+32,768 tokens of a Mixtral layer all tiles would have 35 GB of them."""
+
 USUAL_TOKENS = 16
 """What a GPU's number of blocks is made for: it must not depend on m."""
 
@@ -89,8 +93,17 @@ class Plan:
 
     @property
     def partial_bytes(self) -> int:
-        """Bytes of the sums that blocks leave for each other."""
-        return self.tiles * 2 * self.blocks * self.columns * BLOCK_ROWS * 4
+        """Bytes of the sums that blocks leave for each other, of all tiles."""
+        return self.tiles * self._tile_partial_bytes
+
+    @property
+    def together(self) -> int:
+        """Tiles whose sums may take memory at a time, where tiles can take turns."""
+        return min(self.tiles, max(1, MOST_PARTIAL_BYTES // self._tile_partial_bytes))
+
+    @property
+    def _tile_partial_bytes(self) -> int:
+        return 2 * self.blocks * self.columns * BLOCK_ROWS * 4
 
     @property
     def arrivals(self) -> int:
