@@ -167,8 +167,10 @@ def test_rounds_find_the_least_of_an_additive_loss():
 def test_a_plan_is_never_worse_than_one_format_for_all(together):
     groups = random_groups(4)
     budget = {BYTES: sum(g.option("b").bytes for g in groups)}
-    plan = allocated(groups, budget, Additive(groups, together), Measured(None, 0))
-    assert plan.loss == min(plan.losses)
+    gauge = Additive(groups, together)
+    plan = allocated(groups, budget, gauge, Measured(None, 0))
+    assert plan.loss == min(plan.losses) == gauge.kl(plan.formats)
+    assert plan.loss <= gauge.kl(dict.fromkeys((g.name for g in groups), "b"))
 
 
 class Jealous(Additive):

@@ -116,7 +116,7 @@ def _groups(source: str, names: tuple[str, ...], include: Any, exclude: Any) -> 
     from unspool.model.load import empty_model
 
     model = empty_model(source)
-    chosen = selection.plan(model, names[0], include=include, exclude=exclude)
+    chosen = selection.selected(model, include, exclude)
     shapes = {name: model.get_submodule(name).weight.shape for name in chosen}
     layers = [Layer(name=name, shape=(shape[0], shape[1])) for name, shape in shapes.items()]
     return grouped(layers, names)

@@ -57,12 +57,7 @@ def plan(
     not fit a layer.
     """
     linears = linear_names(model)
-    _check_patterns((*include, *exclude), linears)
-    names = [
-        name
-        for name in linears
-        if (not include or matches(name, include)) and not matches(name, exclude)
-    ]
+    names = _matching(linears, include, exclude)
     if isinstance(fmt, Mixed):
         _check_names(fmt, names, linears)
         chosen = {name: fmt.formats[name] for name in names}
@@ -77,6 +72,27 @@ def plan(
         layer = model.get_submodule(name)
         check_fit(each, (int(layer.out_features), int(layer.in_features)), name)
     return chosen
+
+
+def selected(
+    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[str]:
+    """The layers that `plan` gives a format, whatever that is; raises ModelError as it does."""
+    linears = linear_names(model)
+    names = _matching(linears, include, exclude)
+    check_whole(names, linears)
+    if not names:
+        raise ModelError("nothing to quantize", found=_what_there_is(model, linears))
+    return names
+
+
+def _matching(linears: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    _check_patterns((*include, *exclude), linears)
+    return [
+        name
+        for name in linears
+        if (not include or matches(name, include)) and not matches(name, exclude)
+    ]
 
 
 def check_fit(fmt: Format, shape: tuple[int, int], where: str) -> None:
