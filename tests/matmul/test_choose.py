@@ -13,7 +13,8 @@ INTEGER = (
     "m2-e2m1", "m2-e4m3", "m3-e2m1", "m3-e4m3", "mxfp4", "nvfp4", "mxfp6-e2m3", "int4", "int8",
     "v1.5-e2m1", "s2-e4m3", "s3-e4m3", "m2-e4m3-quick", "m3-e2m3",
     "x1-e2m1", "x1.5-e2m1", "x1.5-e2m1-fine", "x2-e2m1", "x2-e4m3", "x2-e4m3-fine",
-    "x2-e4m3-finest", "x2.5-e4m3", "x2.5-e4m3-fine", "x3-e4m3", "x3-e4m3-fine", "x3.5-e4m3", "x4-e4m3",
+    "x2-e4m3-finest", "x2.5-e4m3", "x2.5-e4m3-fine", "x3-e4m3", "x3-e4m3-fine", "x3.5-e4m3",
+    "x4-e4m3",
 )  # fmt: skip
 REASONS = {
     "fp8-e4m3": "not int8 times a power of two",

@@ -18,7 +18,8 @@ INTEGER = [name for name, fmt in FORMATS.items() if choose(fmt, "numpy").activat
 BY_TABLE = (
     "v1.5-e2m1", "t3.5-e2m3", "m2-e4m3", "m2-e4m3-quick", "m3-e2m1", "m3-e4m3", "m3-e2m3",
     "x1-e2m1", "x1.5-e2m1", "x1.5-e2m1-fine", "x2-e2m1", "x2-e4m3", "x2-e4m3-fine",
-    "x2-e4m3-finest", "x2.5-e4m3", "x2.5-e4m3-fine", "x3-e4m3", "x3-e4m3-fine", "x3.5-e4m3", "x4-e4m3",
+    "x2-e4m3-finest", "x2.5-e4m3", "x2.5-e4m3-fine", "x3-e4m3", "x3-e4m3-fine", "x3.5-e4m3",
+    "x4-e4m3",
 )  # fmt: skip
 """Codes that no kernel decodes in registers: they read the stored words."""
 
