@@ -3,6 +3,9 @@
 After a kernel that touched memory which is not its own, every further call of that process fails
 (CUDA errors 700 to 719), and a kernel that waits for ever cannot be stopped from within. So a child
 runs one stage and writes its document; the parent, which never opens the GPU, puts them together.
+
+    child     torch, GPU | writes: its clock starts | rows, written every few | whole   alarm
+    parent    START_SECONDS, no more                 | merges what is written             kill
 """
 
 from __future__ import annotations
@@ -12,21 +15,58 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu.run import NO_GPU, write
-from gpu.stage import CUT, FAILED, Deadline, Findings, Stage, entry
+from gpu.run import GRACE, NO_GPU, write
+from gpu.stage import CUT, FAILED, RUNNING, Deadline, Findings, Stage, allowance, entry
 
-START_SECONDS = 25.0
-"""Torch's import, the GPU's context and the last look at the clock, beside a stage's own time."""
+START_SECONDS = 60.0
+"""Torch's import and the GPU's context: 5 s usually, much more from a cold or distant disk. A
+stage's own time begins with the first file that its child writes."""
+
+KILL_SECONDS = GRACE + 10
+"""After a stage's end: the child's alarm comes GRACE after it, and has ten seconds to write."""
+
+LOOK_SECONDS = 0.5
+"""How often the parent looks at the file of a child."""
 
 Command = Callable[[Stage, Path, float], list[str]]
 """A stage, the file to write, the seconds it has -> the child's command line."""
 
+Merge = Callable[[Mapping[str, Any]], None]
+"""Takes a child's document."""
+
 
 class NoGpuError(Exception):
     """The first child found no GPU, and has said so."""
+
+
+@dataclass(kw_only=True)
+class _Together:
+    """The document of all stages; `path_of` names its file from the head that a child brings."""
+
+    path_of: Callable[[Mapping[str, Any]], Path | None]
+    document: dict[str, Any] = field(default_factory=dict)
+    #: of stages that have ended
+    stages: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def merge(self, found: Mapping[str, Any]) -> None:
+        """Takes a child's head, and its stage as the last one, and writes all of it."""
+        head = {name: value for name, value in found.items() if name != "stages"}
+        self.document = self.document or head
+        self._write([*self.stages, *found["stages"]])
+
+    def end(self, made: Mapping[str, Any]) -> None:
+        """Takes a stage that has ended."""
+        self.stages.append(made)
+        self._write(self.stages)
+
+    def _write(self, stages: Sequence[Mapping[str, Any]]) -> None:
+        path = self.path_of(self.document) if self.document else None
+        if path is not None:
+            write(path, {**self.document, "stages": list(stages)})
 
 
 def run(
@@ -37,52 +77,71 @@ def run(
     whole: Deadline,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The document of all stages, written after each; raises NoGpuError.
+    """The document of all stages, written whenever there is more of it; raises NoGpuError.
 
     `path_of` names the file from the head, which the first child brings.
     """
-    document: dict[str, Any] = {}
-    lost: list[Mapping[str, Any]] = []  # stages that ended before there was a head
+    together = _Together(path_of=path_of)
     with tempfile.TemporaryDirectory() as folder:
-        for stage in stages:
-            made, head = _one(stage, command, Path(folder) / f"{stage.name}.json", whole)
-            if head and not document:
-                document = {**head, "stages": lost}
-            (document["stages"] if document else lost).append(made)
-            if not head:  # else the child has said it
+        for number, stage in enumerate(stages):
+            seconds = allowance(stages[number:], whole)
+            file = Path(folder) / f"{stage.name}.json"
+            made, said = _one(stage, command, file, seconds, together.merge)
+            together.end(made)
+            if not said:
                 say(f"== {stage.name}: {made['status']}, {made['reason']}")
-            path = path_of(document) if document else None
-            if path is not None:
-                write(path, document)
-    return document or {"stages": lost}
+    return {**together.document, "stages": together.stages}
 
 
 def _one(
-    stage: Stage, command: Command, file: Path, whole: Deadline
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """A stage's entry, and the head that came with it (empty where the child wrote none)."""
-    if whole.over:
-        return entry(stage.name, CUT, 0.0, Findings(), "the time was up before it began"), {}
-    seconds = min(stage.seconds, whole.left)
-    before = whole.left
-    try:
-        code = subprocess.run(
-            command(stage, file, seconds), check=False, timeout=seconds + START_SECONDS
-        ).returncode
-        reason = _ending(code)
-    except subprocess.TimeoutExpired:
-        code, reason = None, "it hung and was ended"
-    if code == NO_GPU:
-        raise NoGpuError
+    stage: Stage, command: Command, file: Path, seconds: float, merge: Merge
+) -> tuple[Mapping[str, Any], bool]:
+    """A stage's entry, and whether the child has said how it ended."""
+    if seconds <= 0:
+        return entry(stage.name, CUT, 0.0, Findings(), "the time was up before it began"), False
+    spent = Deadline(seconds=0.0)
+    reason = _watched(command(stage, file, seconds), file, seconds, merge)
     if file.is_file():  # what it found, even where it ended badly afterwards
-        found = json.loads(file.read_text(encoding="utf-8"))
-        (made,) = found.pop("stages")
-        return made, found
-    return entry(stage.name, FAILED, before - whole.left, Findings(), reason), {}
+        found = _read(file)
+        merge(found)
+        (made,) = found["stages"]
+        running = made["status"] == RUNNING
+        return ({**made, "status": FAILED, "reason": reason} if running else made), not running
+    return entry(stage.name, FAILED, -spent.left, Findings(), reason), False
+
+
+def _watched(asked: Sequence[str], file: Path, seconds: float, merge: Merge) -> str:
+    """Runs a child, merges what it writes, ends it when it takes too long; how it ended."""
+    seen = 0
+    until = Deadline(seconds=START_SECONDS)
+    process = subprocess.Popen(asked)
+    try:
+        while not until.over:
+            try:
+                code = process.wait(timeout=LOOK_SECONDS)
+            except subprocess.TimeoutExpired:
+                written = file.stat().st_mtime_ns if file.is_file() else 0
+                if written and not seen:
+                    until = Deadline(seconds=seconds + KILL_SECONDS)
+                if written != seen:
+                    merge(_read(file))
+                seen = written
+                continue
+            if code == NO_GPU:
+                raise NoGpuError
+            return _ending(code)
+        return "it hung and was ended" if seen else "it hung before it began and was ended"
+    finally:
+        process.kill()  # nothing where it has ended
+        process.wait()
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _ending(code: int) -> str:
-    """How a child ended that wrote nothing."""
+    """How a child ended that did not say it."""
     if code < 0:
         return f"it died of {signal.Signals(-code).name}"
-    return f"it ended with exit code {code} and wrote nothing"
+    return f"it ended with exit code {code} before it was through"

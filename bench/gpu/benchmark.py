@@ -168,4 +168,4 @@ def show(found: dict[str, Any]) -> str:
 
 def stage(entrants: Sequence[Entrant]) -> Stage:
     """The stage for these."""
-    return Stage(name="benchmark", run=lambda given: measure(given, entrants), seconds=240)
+    return Stage(name="benchmark", run=lambda given: measure(given, entrants), seconds=165)

@@ -89,6 +89,21 @@ class Board:
         """Waits for the GPU; an error of a kernel shows here."""
         self.torch.cuda.synchronize()
 
+    def broken(self) -> str:
+        """Why no further call of this process can succeed; empty where they can.
+
+        Asked twice: an error that passes is reported once, one that stays every time.
+        """
+        for _ in range(2):
+            try:
+                self.wait()
+                self.torch.zeros(1, device="cuda").add_(1).item()
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+            else:
+                return ""
+        return reason
+
     def graph(self, run: Callable[[], object]) -> Callable[[], object]:
         """What `run` queues, captured; each call queues it all at once."""
         torch = self.torch

@@ -150,4 +150,4 @@ extern "C" __global__ void __launch_bounds__({THREADS}) decode_{number}(const Ar
 """
 
 
-STAGE = Stage(name="decode", run=lambda g: check(g, on_gpu(g.board)), seconds=110)
+STAGE = Stage(name="decode", run=lambda g: check(g, on_gpu(g.board)), seconds=55)

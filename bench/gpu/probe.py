@@ -139,4 +139,4 @@ def _launches(board: Board, empty: Any) -> list[dict[str, Any]]:
     ]
 
 
-STAGE = Stage(name="probe", run=measure, seconds=60)
+STAGE = Stage(name="probe", run=measure, seconds=25)

@@ -96,4 +96,4 @@ def _run(given: Given, program: Path, tool: str) -> dict[str, object]:
     }
 
 
-STAGE = Stage(name="sanitizer", run=check, seconds=60)
+STAGE = Stage(name="sanitizer", run=check, seconds=50)

@@ -104,4 +104,4 @@ def _states(search: Any, code: Code, targets: np.ndarray) -> np.ndarray:
     return search(state_values(code), planes_of(code), targets)
 
 
-STAGE = Stage(name="search", run=check, seconds=60)
+STAGE = Stage(name="search", run=check, seconds=35)

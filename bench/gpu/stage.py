@@ -10,15 +10,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpu.board import Board
 
-PASSED, FAILED, ABSENT, CUT = "passed", "failed", "absent", "cut"
+PASSED, FAILED, ABSENT, CUT, RUNNING = "passed", "failed", "absent", "cut", "running"
 """How a stage ends: all right; something wrong or an exception; not possible here, with the
-reason; the time was up before it was through."""
+reason; the time was up before it was through. Or it has not: what was written while it ran."""
 
-STATUSES = (PASSED, FAILED, ABSENT, CUT)
+STATUSES = (PASSED, FAILED, ABSENT, CUT, RUNNING)
 
 
 class AbsentError(Exception):
     """A stage or a peer that cannot be here; its text says why."""
+
+
+class GpuBrokenError(Exception):
+    """The GPU refuses every further call of this process (CUDA errors 700 to 719)."""
+
+
+class Interrupted(BaseException):
+    """The stage's time has long been up. No Exception: a compiler's or a peer's `except` is passed.
+
+    As an Exception it was filed as a peer that is absent, and the stage went on.
+    """
 
 
 @dataclass(kw_only=True)
@@ -65,6 +76,15 @@ class Given:
     say: Callable[[str], None]
     #: names of formats to keep to; empty: all
     formats: Sequence[str] = ()
+    #: writes what was found until now: a stage that is ended keeps that
+    keep: Callable[[], None] = lambda: None
+
+    def go_on(self, after: Exception) -> None:
+        """After an error: raises GpuBrokenError where no further call can succeed."""
+        reason = self.board.broken()
+        if reason:
+            said = f"{type(after).__name__}: {after}".splitlines()[0]
+            raise GpuBrokenError(f"{said}; since then every call fails: {reason}") from after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +93,18 @@ class Stage:
 
     name: str
     run: Callable[[Given], None]
-    #: its share of the time at most
+    #: its share of the usual time; what those before it leave is shared alike
     seconds: float
 
 
 def chosen(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
     """The stages of these names, in their own order; all where there are none."""
     return [stage for stage in stages if not names or stage.name in names]
+
+
+def allowance(stages: Sequence[Stage], whole: Deadline) -> float:
+    """Seconds of the first of these: its part of what is left, so that the others keep theirs."""
+    return whole.left * stages[0].seconds / sum(stage.seconds for stage in stages)
 
 
 def entry(

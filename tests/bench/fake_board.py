@@ -72,6 +72,8 @@ class FakeBoard:
         self.machine, self.torch = machine_of(capability), torch
         self.launches: Counter[str] = Counter()
         self.buffers: dict[int, np.ndarray] = {}
+        #: why every call fails from now on
+        self.fault = ""
         self._compiles, self._seconds = compiles, itertools.count(1)
 
     def upload(self, array: np.ndarray) -> np.ndarray:
@@ -99,6 +101,9 @@ class FakeBoard:
 
     def wait(self) -> None:
         pass
+
+    def broken(self) -> str:
+        return self.fault
 
     def graph(self, run):
         run()

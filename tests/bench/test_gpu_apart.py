@@ -23,6 +23,9 @@ CHILDREN = {
     "dies-late": "write(entry('passed', rows=[2])); os.abort()",
     "hangs": "time.sleep(60)",
     "leaves": "sys.exit(9)",
+    "hangs-late": "write(entry('running', rows=[3])); time.sleep(60)",
+    "starts-slowly": "time.sleep(1); write(entry('running')); time.sleep(2); write(entry('cut'))",
+    "dies-amid": "write(entry('running', rows=[4])); os.abort()",
     "no-gpu": "print('no GPU to run on: none'); sys.exit(3)",
 }
 PREAMBLE = f"""
@@ -49,6 +52,7 @@ def run(tmp_path, monkeypatch):
     from gpu.stage import Deadline, Stage
 
     monkeypatch.setattr(apart, "START_SECONDS", 2.0)
+    monkeypatch.setattr(apart, "KILL_SECONDS", 2.0)
     path, said = tmp_path / "results.json", []
 
     def command(stage, file, seconds):
@@ -88,6 +92,31 @@ def test_one_that_hangs_is_ended(run):
     assert statuses(document) == {"hangs": "failed", "fine": "passed"}
     assert time.monotonic() - start < 30
     assert any("hung" in line for line in said)
+
+
+def test_one_that_is_ended_keeps_the_rows_that_it_had_written(run):
+    document, path, _ = run("hangs-late", "dies-amid", "fine", seconds=6.0)
+    assert statuses(document) == {"hangs-late": "failed", "dies-amid": "failed", "fine": "passed"}
+    assert [made["rows"] for made in document["stages"]] == [[3], [4], [1]]
+    reasons = [made["reason"] for made in document["stages"]]
+    assert reasons[:2] == ["it hung and was ended", "it died of SIGABRT"]
+    assert json.loads(path.read_text()) == document
+
+
+def test_rows_are_in_the_results_while_their_stage_runs(run, monkeypatch):
+    from gpu import apart
+
+    written = []
+    monkeypatch.setattr(apart, "write", lambda path, made: written.append(made["stages"]))
+    run("fine", "hangs-late", seconds=2.0)
+    assert [[made["status"] for made in stages] for stages in written] == [
+        ["passed"], ["passed"], ["passed", "running"], ["passed", "running"], ["passed", "failed"],
+    ]  # fmt: skip
+
+
+def test_a_stages_time_begins_with_its_first_file(run):
+    document, _, _ = run("starts-slowly", seconds=1.5)  # 3.2 s in all, 2 to start and 3.5 to run
+    assert statuses(document) == {"starts-slowly": "cut"}
 
 
 def test_the_head_comes_from_the_first_child_that_has_one(run):
