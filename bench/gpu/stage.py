@@ -83,8 +83,7 @@ class Given:
         """After an error: raises GpuBrokenError where no further call can succeed."""
         reason = self.board.broken()
         if reason:
-            said = f"{type(after).__name__}: {after}".splitlines()[0]
-            raise GpuBrokenError(f"{said}; since then every call fails: {reason}") from after
+            raise GpuBrokenError(f"{said(after)}; since then every call fails: {reason}") from after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +104,11 @@ def chosen(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
 def allowance(stages: Sequence[Stage], whole: Deadline) -> float:
     """Seconds of the first of these: its part of what is left, so that the others keep theirs."""
     return whole.left * stages[0].seconds / sum(stage.seconds for stage in stages)
+
+
+def said(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def entry(

@@ -5,6 +5,7 @@ On a fake GPU and on torch's CPU: compiled, counted, simulated; not run on a GPU
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 
@@ -14,7 +15,7 @@ import torch
 
 ROW = {
     "format", "peer", "bits_per_weight", "activations", "n", "k", "m", "us", "spread", "rounds",
-    "copies", "tbps", "fraction_of_copy", "tflops",
+    "copies", "tbps", "fraction_of_copy", "fraction_of_read", "tflops",
 }  # fmt: skip
 
 
@@ -33,12 +34,16 @@ class Exact:
 
     def result(self, x: np.ndarray) -> np.ndarray:
         product = np.stack([self.weight @ row for row in x])
+        if self._fault == "raises":
+            raise RuntimeError("no such kernel\nand more")
         if self._fault == "element" and len(x) == 7:
             product[3, 5] += 1
         if self._fault == "nan" and len(x) == 8:
             product[0, 0] = np.nan
         if self._fault == "rows" and len(x) > 1:
             product = np.nextafter(product, np.float32(9e9))
+        if self._fault == "wide" and len(x) == 64:
+            product[63, 5] += 1
         if self._fault == "other":
             product = product[:, ::-1]
         if self._fault == "unsteady":
@@ -64,12 +69,12 @@ def entrant(fault: str = "", **named):
 
 @pytest.fixture
 def checked(board_of, given_of, monkeypatch):
-    def check(fault: str = "", formats=()):
+    def check(*faults: str):
         from gpu import correctness
 
         monkeypatch.setattr(correctness, "SHAPES", ((24, 40),))
-        given = given_of(board_of(), formats=formats)
-        correctness.check(given, [entrant(fault)])
+        given = given_of(board_of())
+        correctness.check(given, [entrant(fault) for fault in faults or ("",)])
         return given.findings
 
     return check
@@ -108,6 +113,38 @@ def test_a_fault_is_found(checked, fault, said):
     assert said in " ".join(checked(fault).wrong)
 
 
+def test_one_that_breaks_is_wrong_and_the_others_go_on(checked):
+    found = checked("raises", "")
+    assert found.wrong == ["exact 24x40: RuntimeError: no such kernel"]
+    assert len(found.rows) == 11
+
+
+def test_a_gpu_that_is_broken_ends_the_stage_with_what_was_found(board_of, given_of, monkeypatch):
+    from gpu import correctness
+    from gpu.stage import GpuBrokenError
+
+    monkeypatch.setattr(correctness, "SHAPES", ((24, 40),))
+    given = given_of(board_of())
+    given.board.fault = "an illegal access"
+    with pytest.raises(GpuBrokenError, match="no such kernel; since then every call fails"):
+        correctness.check(given, [entrant(), entrant("raises"), entrant()])
+    assert (len(given.findings.rows), len(given.findings.wrong)) == (11, 1)
+
+
+def test_a_block_of_every_gpu_uses_each_place_of_its_pipeline_again():
+    from gpu import correctness
+
+    from unspool.matmul.cuda.geometry import BLOCK_ROWS, STAGE_COLUMNS
+    from unspool.matmul.cuda.launch import MOST_BLOCKS, SLOTS
+
+    n, k = correctness.DEEP_SHAPE
+    units = n // BLOCK_ROWS * (k // STAGE_COLUMNS)
+    assert correctness.DEEP_SHAPE in correctness.SHAPES
+    for multiprocessors, each in ((132, 2), (160, 2), (170, MOST_BLOCKS["mma_sync"])):
+        assert units / (multiprocessors * each) > max(SLOTS)
+    assert max(correctness.batches_of(correctness.DEEP_SHAPE)) == 64
+
+
 def test_no_product_of_ours_is_told(board_of, given_of):
     from gpu import correctness
     from gpu.stage import AbsentError
@@ -116,7 +153,7 @@ def test_no_product_of_ours_is_told(board_of, given_of):
         correctness.check(given_of(board_of()), [])
 
 
-def test_a_shape_that_a_product_refuses_is_a_row(board_of, given_of):
+def test_a_shape_that_a_product_refuses_is_a_row(board_of, given_of, monkeypatch):
     from gpu import correctness
     from gpu.product import Entrant
     from gpu.stage import AbsentError
@@ -124,21 +161,27 @@ def test_a_shape_that_a_product_refuses_is_a_row(board_of, given_of):
     def refuse(*_):
         raise AbsentError("n is odd")
 
+    monkeypatch.setattr(correctness, "SHAPES", ((24, 40),))
     given = given_of(board_of())
-    correctness.check(given, [Entrant(name="x", make=refuse, bits=2)])
+    correctness.check(given, [Entrant(name="x", make=refuse, bits=2), entrant()])
+    assert len(given.findings.rows) == 1 + 11
+    given = given_of(board_of())
+    with pytest.raises(AbsentError, match="none of these products is here: n is odd"):
+        correctness.check(given, [Entrant(name="x", make=refuse, bits=2)])
     assert {row["absent"] for row in given.findings.rows} == {"n is odd"}
 
 
 @pytest.fixture
 def measured(board_of, given_of, monkeypatch):
-    def measure(*entrants, seconds: float = 1e9, board=None):
+    def measure(*entrants, seconds: float = 1e9, board=None, given=None):
         from gpu import benchmark
 
         monkeypatch.setattr(benchmark, "SIZES", ((32, 128), (128, 256)))
         monkeypatch.setattr(benchmark, "FEW", (1, 4))
         monkeypatch.setattr(benchmark, "MANY", (64,))
+        monkeypatch.setattr(benchmark, "ALONE_ROWS", 64)
         monkeypatch.setattr(benchmark, "COPY_BYTES", 1 << 16)
-        given = given_of(board or board_of(), seconds)
+        given = given or given_of(board or board_of(), seconds)
         benchmark.measure(given, entrants)
         return given.findings
 
@@ -155,9 +198,11 @@ def test_a_row_per_entrant_size_and_batch(measured):
     for row in found.rows:
         assert set(row) == ROW
         assert row["bits_per_weight"] == 32
-        assert row["copies"] * row["n"] * row["k"] * 4 > 3 * (1 << 16) or row["copies"] == 64
+        past = row["copies"] * row["n"] * row["k"] * 4 > 3 * (1 << 16)
+        assert past or row["copies"] == (2 if row["m"] == 64 else 64)
         assert row["tbps"] == pytest.approx(row["n"] * row["k"] * 4 / row["us"] / 1e6, abs=1e-4)
     assert found.facts["copy"]["tbps"] > 0
+    assert found.facts["read"]["tbps"] > 0
 
 
 def test_every_copy_is_multiplied_in_a_replay(board_of, given_of):
@@ -171,7 +216,21 @@ def test_every_copy_is_multiplied_in_a_replay(board_of, given_of):
 def test_a_product_of_another_weight_is_not_timed(measured):
     found = measured(entrant("other"))
     assert found.rows == []
-    assert "exact 32x128: relative error" in found.wrong[0]
+    assert found.wrong[0].startswith("exact 32x128: WrongProductError: m=4: {'wrong': ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("wide", "m=64: {'wrong': 1"), ("unsteady", "'repeatable': False")],
+)
+def test_ours_is_within_its_bound_and_steady_before_it_is_timed(measured, fault, said):
+    found = measured(entrant(fault))
+    assert found.rows == []
+    assert said in found.wrong[0]
+
+
+def test_a_peer_need_not_be_steady(measured):
+    assert len(measured(entrant("unsteady", peer=True)).rows) == 5
 
 
 def test_rows_that_a_product_is_not_made_for_are_left_out(measured):
@@ -193,7 +252,155 @@ def test_an_entrant_that_breaks_costs_its_rows_alone(measured):
 
     found = measured(Entrant(name="broken", make=broken, bits=4, peer=True), entrant())
     assert found.facts["absent"] == {"broken": "RuntimeError: no such kernel"}
-    assert len(found.rows) == 5
+    assert (len(found.rows), found.wrong) == (5, [])
+
+
+def test_a_product_of_ours_that_breaks_is_wrong(measured):
+    found = measured(entrant("raises"), entrant(name="other"))
+    assert found.wrong == [
+        f"exact {size}: RuntimeError: no such kernel" for size in ("32x128", "128x256", "32x128")
+    ]
+    assert {row["m"] for row in found.rows} == {1, 4, 64}
+
+
+def test_what_finds_no_memory_is_absent(measured):
+    from gpu.product import Entrant
+
+    def large(*_):
+        raise RuntimeError("CUDA out of memory. Tried to")
+
+    found = measured(Entrant(name="large", make=large, bits=4), entrant())
+    assert found.facts["absent"] == {"large": "RuntimeError: CUDA out of memory. Tried to"}
+    assert (len(found.rows), found.wrong) == (5, [])
+
+
+def test_nobody_here_is_absent_with_the_reasons(measured):
+    from gpu.product import Entrant
+    from gpu.stage import AbsentError
+
+    def refuse(*_):
+        raise AbsentError("no such machine")
+
+    with pytest.raises(AbsentError, match="x: no such machine"):
+        measured(Entrant(name="x", make=refuse, bits=4))
+
+
+def test_a_broken_gpu_ends_the_benchmark_with_its_rows(measured, board_of, given_of):
+    from gpu.stage import GpuBrokenError
+
+    given = given_of(board_of())
+
+    def breaks(board, n, k, copies):
+        if n == 128:
+            board.fault = "an illegal access"
+            raise RuntimeError("a kernel")
+        return Exact(board, n, k, copies)
+
+    with pytest.raises(GpuBrokenError, match="an illegal access"):
+        measured(entrant(make=breaks), entrant(name="other"), given=given)
+    assert len(given.findings.rows) == 4
+    assert given.findings.wrong == ["exact 128x256: RuntimeError: a kernel"]
+
+
+def test_a_replay_that_breaks_is_wrong_and_others_go_on(measured, board_of, monkeypatch):
+    from gpu import benchmark
+
+    def interleaved(board, replays, *more):
+        if benchmark.seen.append(1) or len(benchmark.seen) == 2:
+            raise RuntimeError("a launch")
+        return [[1e-4] for _ in replays]
+
+    monkeypatch.setattr(benchmark, "seen", [], raising=False)
+    monkeypatch.setattr(benchmark, "interleaved", interleaved)
+    found = measured(entrant(), entrant(name="other"))
+    assert found.wrong == ["one of exact, other 32x128 m=4: RuntimeError: a launch"]
+    assert len(found.rows) == 2 * 3 + 2
+
+
+def test_flagships_have_all_sizes_before_anybody_else(monkeypatch):
+    from gpu import benchmark
+
+    monkeypatch.setattr(benchmark, "GROUP", 2)
+    monkeypatch.setattr(benchmark, "SIZES", ("a", "b"))
+    some = [entrant(name=str(i), flagship=i < 3) for i in range(6)]
+    seen = [
+        (batches is benchmark.MANY, size, "".join(e.name for e in group))
+        for batches, size, group in benchmark.turns(some)
+    ]
+    assert seen == [
+        (False, "a", "012"), (False, "b", "012"), (True, "a", "012"),
+        (False, "a", "34"), (False, "a", "5"), (False, "b", "34"), (False, "b", "5"),
+        (True, "a", "34"), (True, "a", "5"),
+    ]  # fmt: skip
+
+
+def test_the_first_to_be_checked_and_timed_are_a_format_with_both_activations():
+    from gpu.entrants import ENTRANTS, OURS
+
+    assert [each.name for each in OURS[:2]] == ["m2-e4m3 fp8", "m2-e4m3 fp8x2"]
+    flagships = [each.name for each in ENTRANTS if each.flagship]
+    assert {"m2-e4m3 fp8", "m2-e4m3 fp8x2", "torch bf16", "torch fp8"} <= set(flagships)
+    assert [each.name for each in ENTRANTS[: len(flagships)]] == flagships
+    assert len({each.name for each in ENTRANTS}) == len(ENTRANTS)
+
+
+def test_the_deadline_is_looked_at_for_every_entrant(board_of, given_of, monkeypatch):
+    from gpu import benchmark
+    from gpu.stage import Deadline
+
+    made = []
+
+    def slow(board, n, k, copies):
+        made.append(n)
+        now[0] += 10
+        return Exact(board, n, k, copies)
+
+    now = [0.0]
+    monkeypatch.setattr(benchmark, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(benchmark, "SIZES", ((32, 128),))
+    given = given_of(board_of())
+    given = dataclasses.replace(given, deadline=Deadline(seconds=15, clock=lambda: now[0]))
+    benchmark.measure(given, [entrant(make=slow, name=str(i)) for i in range(5)])
+    assert len(made) == 2
+    assert given.findings.cut
+
+
+def test_rows_are_kept_after_every_batch(measured, board_of, given_of):
+    kept = []
+    given = given_of(board_of())
+    given = dataclasses.replace(given, keep=lambda: kept.append(len(given.findings.rows)))
+    measured(entrant(), given=given)
+    assert kept == [1, 2, 3, 4, 5]
+
+
+def test_of_many_rows_one_graph_is_held_at_a_time(measured, board_of, monkeypatch):
+    held, most = [], {}
+
+    class Graph:
+        def __call__(self) -> None:
+            pass
+
+        def __del__(self) -> None:
+            held.pop()
+
+    def graph(self, run):
+        run()
+        held.append(1)
+        m = self.many
+        most[m] = max(most.get(m, 0), len(held))
+        return Graph()
+
+    class Watched(Exact):
+        def queue(self, m: int):
+            board.many = m
+            return super().queue(m)
+
+    board = board_of()
+    board.many = 0
+    monkeypatch.setattr(type(board), "graph", graph)
+    measured(*(entrant(name=str(i), make=Watched) for i in range(3)), board=board)
+    assert most == {0: 1, 1: 3, 4: 3, 64: 1}
+    assert held == []
 
 
 def test_the_benchmark_stops_when_the_time_is_up(measured):

@@ -255,6 +255,7 @@ def test_the_command_writes_results_and_calibration(main_on, tmp_path, capsys):
     assert measured["results_per_clock"]["HFMA2"] == 128
     assert set(measured["launch_us"]) == {"stream", "host", "graph"}
     assert list(measured["copy_tbps"]) == ["1048576", "2097152"]
+    assert list(measured["read_tbps"]) == ["1048576", "2097152"]
     assert "written: calibration-nvidia-fake-100.json" in capsys.readouterr().out
 
 

@@ -122,6 +122,40 @@ def test_probes_count_all_threads_of_a_block(board_of, given_of):
     copies = [row for row in given.findings.rows if row["what"] == "copy"]
     assert [row["nbytes"] for row in copies] == [1 << 20, 2 << 20]  # a quarter of the memory
     assert all(row["tbps"] > 0 for row in copies)
+    reads = [row for row in given.findings.rows if row["what"] == "read"]
+    assert [row["nbytes"] for row in reads] == [1 << 20, 2 << 20]
+    assert given.board.launches["read"] > 2 * 15 * probe.copies(given.board, 1 << 20)
+
+
+@counting
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_reading_has_four_loads_of_sixteen_bytes_in_flight(capability):
+    from gpu import probe_source
+
+    machine, tools = machine_of(capability), toolchain()
+    cubin = tools.cubin(probe_source.read_source(), machine.architecture)
+    body, rest = loops(tools.disassemble(cubin))["read"]
+    wide = [[o for o in ops if o.startswith("LDG") and ".128" in o] for ops in (body, rest)]
+    assert [len(ops) for ops in wide] == [probe_source.READ_AHEAD, 1]
+    waits = next(i for i, opcode in enumerate(body) if opcode.startswith("LOP3"))
+    assert sum(opcode.startswith("LDG") for opcode in body[:waits]) >= 4
+
+
+def test_a_code_that_breaks_is_wrong_and_others_go_on(board_of, given_of):
+    from gpu import conformance
+
+    def decoder(lowerings):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("no such kernel")
+        return numpy_decoder()(lowerings)
+
+    calls = []
+    given = given_of(board_of(), formats=["s2-e4m3", "s3-e4m3"])
+    conformance.check(given, decoder)
+    assert given.findings.wrong == ["s2-e4m3: RuntimeError: no such kernel"]
+    assert {row["formats"] for row in given.findings.rows} == {"s3-e4m3"}
+    assert len(given.board.compiled[0]) == 2
 
 
 def test_sm80_has_no_fp8_to_convert():
