@@ -70,6 +70,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     found.add_argument("--json", type=Path, metavar="FILE", help="default: bench/results/gpu-*")
     found.add_argument("--no-json", action="store_true")
     found.add_argument("--together", action="store_true", help="all stages in this process")
+    found.add_argument("--small", action="store_true", help="products: one shape, 1 and 9 rows")
     return found.parse_args(arguments)
 
 
@@ -99,13 +100,13 @@ def _writable(asked: argparse.Namespace) -> bool:
     return named and folder.is_dir() and os.access(folder, os.W_OK)
 
 
-def _stages() -> Sequence[Any]:
+def _stages(*, small: bool = False) -> Sequence[Any]:
     from gpu import benchmark, conformance, correctness, probe, sanitizer, search
     from gpu.entrants import ENTRANTS
 
     return (
         conformance.STAGE,
-        correctness.stage(ENTRANTS),
+        correctness.stage(ENTRANTS, correctness.SMALL if small else ()),
         benchmark.stage(ENTRANTS),
         probe.STAGE,
         search.STAGE,
@@ -121,7 +122,7 @@ def _apart(asked: argparse.Namespace, say: Callable[[str], None]) -> int:
     def command(stage: Any, file: Path, seconds: float) -> list[str]:
         part = ["--only", stage.name, "--json", str(file), "--seconds", f"{max(seconds, 0.1):.1f}"]
         formats = ["--formats", *asked.formats] if asked.formats else []
-        return [sys.executable, "-m", "gpu", *part, *formats]
+        return [sys.executable, "-m", "gpu", *part, *["--small"] * asked.small, *formats]
 
     try:
         document = apart.run(
@@ -143,7 +144,7 @@ def _on(board: Any, asked: argparse.Namespace, say: Callable[[str], None]) -> in
     head = machine.facts(board)
     document = run.run(
         board,
-        chosen(_stages(), asked.only),
+        chosen(_stages(small=asked.small), asked.only),
         head,
         path=_path(asked, head),
         whole=Deadline(seconds=asked.seconds),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu.product import Entrant, Product, activations, compiled
+from gpu.product import Entrant, Product, Size, activations, compiled
 from gpu.stage import AbsentError, Given, Stage, said
 
 DEEP_SHAPE = (8192, 28672)
@@ -38,20 +38,24 @@ COMPILED_TOGETHER = 8
 """Entrants whose kernels are compiled at once: enough for all cores, and rows come early."""
 
 
-def check(given: Given, entrants: Sequence[Entrant]) -> None:
-    """Fills in a row per entrant, shape and batch."""
+SMALL: Sequence[Size] = (((264, 520), (1, 9)),)
+"""For compute-sanitizer: two widths of a tile, rows and columns that are no whole tiles."""
+
+
+def check(given: Given, entrants: Sequence[Entrant], sizes: Sequence[Size] = ()) -> None:
+    """Fills in a row per entrant, shape and batch; without sizes, for all SHAPES."""
+    sizes = sizes or [(shape, batches_of(shape)) for shape in SHAPES]
     wanted = [entrant for entrant in entrants if entrant.among(given.formats)]
     if not wanted:
         raise AbsentError("no product of ours is plugged in (bench/gpu/entrants.py)")
     for number, entrant in enumerate(wanted):
         if number % COMPILED_TOGETHER == 0:
-            sizes = [(shape, batches_of(shape)) for shape in SHAPES]
             compiled(given, wanted[number : number + COMPILED_TOGETHER], sizes, "float32")
-        for shape in SHAPES:
+        for size in sizes:
             if given.deadline.over:
                 given.findings.cut = True
                 return
-            _try_shape(given, entrant, shape)
+            _try_shape(given, entrant, size)
             given.keep()
     rows = given.findings.rows
     if not given.findings.wrong and all("absent" in row for row in rows):
@@ -65,11 +69,11 @@ def batches_of(shape: tuple[int, int]) -> Sequence[int]:
     return (*BATCHES, MANY_ROWS) if shape == MANY_SHAPE else BATCHES
 
 
-def _try_shape(given: Given, entrant: Entrant, shape: tuple[int, int]) -> None:
+def _try_shape(given: Given, entrant: Entrant, size: Size) -> None:
     """Errors of ours are wrong, and cost nobody else's rows."""
-    found, (n, k) = given.findings, shape
+    found, ((n, k), _) = given.findings, size
     try:
-        _check_shape(given, entrant, shape)
+        _check_shape(given, entrant, size)
     except AbsentError as absent:
         found.rows.append({"format": entrant.name, "n": n, "k": k, "absent": str(absent)})
     except Exception as error:  # noqa: BLE001  whatever is wrong with one, others follow
@@ -77,11 +81,10 @@ def _try_shape(given: Given, entrant: Entrant, shape: tuple[int, int]) -> None:
         given.go_on(error)
 
 
-def _check_shape(given: Given, entrant: Entrant, shape: tuple[int, int]) -> None:
-    found, (n, k) = given.findings, shape
+def _check_shape(given: Given, entrant: Entrant, size: Size) -> None:
+    found, ((n, k), batches) = given.findings, size
     row = {"format": entrant.name, "n": n, "k": k}
     product = entrant.make(given.board, n, k, 1)
-    batches = batches_of(shape)
     x = activations(max(batches), k)
     alone: np.ndarray | None = None
     for m in batches:
@@ -116,7 +119,7 @@ def check_batch(product: Product, x: np.ndarray, alone: np.ndarray | None) -> di
     }
 
 
-def stage(entrants: Sequence[Entrant]) -> Stage:
+def stage(entrants: Sequence[Entrant], sizes: Sequence[Size] = ()) -> Stage:
     """The stage for our own products."""
     ours = [entrant for entrant in entrants if not entrant.peer]
-    return Stage(name="products", run=lambda given: check(given, ours), seconds=90)
+    return Stage(name="products", run=lambda given: check(given, ours, sizes), seconds=90)

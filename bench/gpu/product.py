@@ -49,6 +49,9 @@ Maker = Callable[["Board", int, int, int], Product]
 """Makes `copies` of a weight: (board, n, k, copies). Raises AbsentError with the reason."""
 
 
+Size = tuple[tuple[int, int], Sequence[int]]
+"""(n, k), and the batches of it."""
+
 Sources = Callable[["Board", tuple[int, int], Sequence[int], str], Sequence[str]]
 """(board, (n, k), batches, dtype in and out) -> the texts of the kernels that products of these
 take, to compile them before; empty where this machine does not multiply so."""
@@ -78,13 +81,10 @@ class Entrant:
 def compiled(
     given: Given,
     entrants: Sequence[Entrant],
-    sizes: Sequence[tuple[tuple[int, int], Sequence[int]]],
+    sizes: Sequence[Size],
     dtype: str,
 ) -> None:
-    """Compiles what products of these take, on all cores: a kernel takes 0.2 to 0.6 s of one.
-
-    `sizes`: (n, k) and the batches.
-    """
+    """Compiles what products of these take, on all cores: a kernel takes 0.2 to 0.6 s of one."""
     asked = [
         source
         for entrant in entrants
