@@ -305,8 +305,8 @@ def test_the_sanitizers_command_is_one_that_the_program_takes():
 
 
 def test_what_a_sanitizer_watches_is_one_shape_of_few_rows(board_of, given_of):
+    from exact_product import entrant
     from gpu import correctness
-    from test_gpu_products import entrant
 
     given = given_of(board_of())
     correctness.stage([entrant()], correctness.SMALL).run(given)
