@@ -70,6 +70,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     found.add_argument("--json", type=Path, metavar="FILE", help="default: bench/results/gpu-*")
     found.add_argument("--no-json", action="store_true")
     found.add_argument("--together", action="store_true", help="all stages in this process")
+    found.add_argument("--without", nargs="*", default=[], metavar="NAME", help="products to omit")
     found.add_argument("--small", action="store_true", help="products: one shape, 1 and 9 rows")
     return found.parse_args(arguments)
 
@@ -119,9 +120,11 @@ def _apart(asked: argparse.Namespace, say: Callable[[str], None]) -> int:
     from gpu import apart
     from gpu.stage import Deadline, chosen
 
-    def command(stage: Any, file: Path, seconds: float) -> list[str]:
+    def command(stage: Any, file: Path, seconds: float, without: Sequence[str]) -> list[str]:
         part = ["--only", stage.name, "--json", str(file), "--seconds", f"{max(seconds, 0.1):.1f}"]
         formats = ["--formats", *asked.formats] if asked.formats else []
+        omitted = [*asked.without, *without]
+        part += ["--without", *omitted] if omitted else []
         return [sys.executable, "-m", "gpu", *part, *["--small"] * asked.small, *formats]
 
     try:
@@ -150,6 +153,7 @@ def _on(board: Any, asked: argparse.Namespace, say: Callable[[str], None]) -> in
         whole=Deadline(seconds=asked.seconds),
         say=say,
         formats=asked.formats,
+        without=asked.without,
     )
     return _finish(asked, document, say)
 

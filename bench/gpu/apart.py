@@ -10,6 +10,7 @@ runs one stage and writes its document; the parent, which never opens the GPU, p
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -20,7 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from gpu.run import GRACE, NO_GPU, write
-from gpu.stage import CUT, FAILED, RUNNING, Deadline, Findings, Stage, allowance, entry
+from gpu.stage import (
+    BROKEN_BY,
+    CUT,
+    FAILED,
+    RUNNING,
+    Deadline,
+    Findings,
+    Stage,
+    allowance,
+    entry,
+)
 
 START_SECONDS = 60.0
 """Torch's import and the GPU's context: 5 s usually, much more from a cold or distant disk. A
@@ -32,8 +43,18 @@ KILL_SECONDS = GRACE + 10
 LOOK_SECONDS = 0.5
 """How often the parent looks at the file of a child."""
 
-Command = Callable[[Stage, Path, float], list[str]]
-"""A stage, the file to write, the seconds it has -> the child's command line."""
+AGAIN, AGAIN_SECONDS = 4, 20.0
+"""How often a stage is run again without the product that broke the GPU, and with how much time at
+least: what is wrong with one of ours must not cost the rows of all behind it."""
+
+SAME = ("what", "format", "peer", "activations", "n", "k", "m")
+"""Rows that are alike in these are of the same measurement: the later one stays."""
+
+Command = Callable[[Stage, Path, float, Sequence[str]], list[str]]
+"""A stage, the file to write, the seconds it has, products to omit -> the child's command line."""
+
+Join = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Of a stage's entry."""
 
 Merge = Callable[[Mapping[str, Any]], None]
 """Takes a child's document."""
@@ -84,9 +105,19 @@ def run(
     together = _Together(path_of=path_of)
     with tempfile.TemporaryDirectory() as folder:
         for number, stage in enumerate(stages):
-            seconds = allowance(stages[number:], whole)
             file = Path(folder) / f"{stage.name}.json"
+            seconds = allowance(stages[number:], whole)
             made, said = _one(stage, command, file, seconds, together.merge)
+            without: list[str] = []
+            while (by := made["facts"].get(BROKEN_BY)) and len(without) < AGAIN:
+                seconds = allowance(stages[number:], whole)
+                if by in without or seconds < AGAIN_SECONDS:
+                    break
+                without.append(by)
+                say(f"== {stage.name} again, without {', '.join(without)}")
+                part = functools.partial(_joined, made)
+                file.unlink()
+                made, said = _one(stage, command, file, seconds, together.merge, part, without)
             together.end(made)
             if not said:
                 say(f"== {stage.name}: {made['status']}, {made['reason']}")
@@ -94,20 +125,50 @@ def run(
 
 
 def _one(
-    stage: Stage, command: Command, file: Path, seconds: float, merge: Merge
+    stage: Stage,
+    command: Command,
+    file: Path,
+    seconds: float,
+    merge: Merge,
+    joined: Join = lambda made: made,
+    without: Sequence[str] = (),
 ) -> tuple[Mapping[str, Any], bool]:
-    """A stage's entry, and whether the child has said how it ended."""
+    """A stage's entry, and whether the child has said how it ended.
+
+    `joined` adds what earlier runs of this stage have found.
+    """
     if seconds <= 0:
         return entry(stage.name, CUT, 0.0, Findings(), "the time was up before it began"), False
+
+    def all_merged(found: Mapping[str, Any]) -> None:
+        merge({**found, "stages": [joined(made) for made in found["stages"]]})
+
     spent = Deadline(seconds=0.0)
-    reason = _watched(command(stage, file, seconds), file, seconds, merge)
+    reason = _watched(command(stage, file, seconds, without), file, seconds, all_merged)
     if file.is_file():  # what it found, even where it ended badly afterwards
         found = _read(file)
-        merge(found)
+        all_merged(found)
         (made,) = found["stages"]
         running = made["status"] == RUNNING
-        return ({**made, "status": FAILED, "reason": reason} if running else made), not running
-    return entry(stage.name, FAILED, -spent.left, Findings(), reason), False
+        made = {**made, "status": FAILED, "reason": reason} if running else made
+        return joined(made), not running
+    return joined(entry(stage.name, FAILED, -spent.left, Findings(), reason)), False
+
+
+def _joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stage's entry of two runs, the second of which left out what broke the first."""
+    rows = {tuple(row.get(name) for name in SAME): row for row in (*first["rows"], *again["rows"])}
+    facts = {name: value for name, value in first["facts"].items() if name != BROKEN_BY}
+    reasons = first["reason"], f"again: {again['reason'] or again['status']}"
+    return {
+        **again,
+        "status": RUNNING if again["status"] == RUNNING else FAILED,
+        "seconds": round(first["seconds"] + again["seconds"], 2),
+        "reason": "; ".join(reasons),
+        "wrong": list(dict.fromkeys([*first["wrong"], *again["wrong"]])),
+        "facts": {**facts, **again["facts"]},
+        "rows": list(rows.values()),
+    }
 
 
 def _watched(asked: Sequence[str], file: Path, seconds: float, merge: Merge) -> str:

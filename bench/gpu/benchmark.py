@@ -54,7 +54,7 @@ class WrongProductError(Exception):
 def measure(given: Given, entrants: Sequence[Entrant]) -> None:
     """Fills in a row per entrant, size and batch; reasons of the absent ones."""
     found = given.findings
-    wanted = [entrant for entrant in entrants if entrant.among(given.formats)]
+    wanted = [entrant for entrant in entrants if entrant.asked(given)]
     if not wanted:
         raise AbsentError("nobody takes part (bench/gpu/entrants.py)")
     found.facts["copy"] = probe.copy(given.board, COPY_BYTES, given)
@@ -145,7 +145,7 @@ def _attempt(
         no_memory = "out of memory" in str(error).lower()
         if isinstance(error, WrongProductError) or not (entrant.peer or no_memory):
             given.findings.wrong.append(f"{what} {size[0]}x{size[1]}: {reason}")
-        given.go_on(error)
+        given.go_on(error, entrant.name)
     if no_memory:
         given.board.give_back()
     given.findings.facts.setdefault("absent", {})[what] = reason

@@ -77,6 +77,10 @@ class Entrant:
         """Whether it is asked for: by its name, its first word (a format, torch), or everybody."""
         return not names or bool({self.name, self.name.split()[0]} & set(names))
 
+    def asked(self, given: Given) -> bool:
+        """Whether it takes part in this run."""
+        return self.among(given.formats) and self.name not in given.without
+
 
 def compiled(
     given: Given,

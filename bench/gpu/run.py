@@ -49,6 +49,7 @@ def run(
     whole: Deadline,
     say: Callable[[str], None],
     formats: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The document with all stages; what was written last is all that was found by then.
 
@@ -71,6 +72,7 @@ def run(
 
         given = Given(
             board=board, deadline=deadline, findings=found, say=say, formats=formats,
+            without=without,
             keep=functools.partial(running, stage.name, deadline, found),
         )  # fmt: skip
         given.keep()

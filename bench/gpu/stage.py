@@ -17,6 +17,10 @@ reason; the time was up before it was through. Or it has not: what was written w
 STATUSES = (PASSED, FAILED, ABSENT, CUT, RUNNING)
 
 
+BROKEN_BY = "broken_by"
+"""The fact that names the product which broke the GPU."""
+
+
 class AbsentError(Exception):
     """A stage or a peer that cannot be here; its text says why."""
 
@@ -76,13 +80,20 @@ class Given:
     say: Callable[[str], None]
     #: names of formats to keep to; empty: all
     formats: Sequence[str] = ()
+    #: names of products that broke the GPU for this stage before
+    without: Sequence[str] = ()
     #: writes what was found until now: a stage that is ended keeps that
     keep: Callable[[], None] = lambda: None
 
-    def go_on(self, after: Exception) -> None:
-        """After an error: raises GpuBrokenError where no further call can succeed."""
+    def go_on(self, after: Exception, product: str = "") -> None:
+        """After an error: raises GpuBrokenError where no further call can succeed.
+
+        Then the product's name is a fact: the stage can be run again without it.
+        """
         reason = self.board.broken()
         if reason:
+            if product:
+                self.findings.facts[BROKEN_BY] = product
             raise GpuBrokenError(f"{said(after)}; since then every call fails: {reason}") from after
 
 

@@ -26,14 +26,23 @@ CHILDREN = {
     "hangs-late": "write(entry('running', rows=[3])); time.sleep(60)",
     "starts-slowly": "time.sleep(1); write(entry('running')); time.sleep(2); write(entry('cut'))",
     "dies-amid": "write(entry('running', rows=[4])); os.abort()",
+    "broken-twice": """
+bad = [each for each in ("a", "b") if each not in without]
+rows = [of("first", 1 + len(without)), *[of("c", 5)] * (not bad)]
+if bad: write(entry("failed", rows, [bad[0] + " breaks"], broken_by=bad[0], absent=1))
+else: write(entry("passed", rows))
+""",
+    "broken-always": "write(entry('failed', broken_by='z'))",
     "no-gpu": "print('no GPU to run on: none'); sys.exit(3)",
 }
 PREAMBLE = f"""
 import json, os, sys, time
-name, file = sys.argv[1:]
-def entry(status, rows=(), wrong=()):
-    return dict(stage=name, status=status, seconds=0.1, reason="", wrong=wrong, facts={{}},
+name, file, *without = sys.argv[1:]
+def entry(status, rows=(), wrong=(), **facts):
+    return dict(stage=name, status=status, seconds=0.1, reason="", wrong=wrong, facts=facts,
                 rows=rows)
+def of(format, us):
+    return dict(format=format, us=us)
 def write(made):
     with open(file, "w") as out:
         json.dump({{**{HEAD!r}, "stages": [made]}}, out)
@@ -55,8 +64,9 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(apart, "KILL_SECONDS", 2.0)
     path, said = tmp_path / "results.json", []
 
-    def command(stage, file, seconds):
-        return [sys.executable, "-c", PREAMBLE + CHILDREN[stage.name], stage.name, str(file)]
+    def command(stage, file, seconds, without):
+        text = PREAMBLE + CHILDREN[stage.name]
+        return [sys.executable, "-c", text, stage.name, str(file), *without]
 
     def run(*names: str, seconds: float = 1000.0):
         stages = [Stage(name=name, run=lambda given: None, seconds=1.0) for name in names]
@@ -128,6 +138,24 @@ def test_the_head_comes_from_the_first_child_that_has_one(run):
 def test_what_was_found_before_the_time_was_up_is_kept(run):
     document, _, _ = run("fine", "wrong", seconds=0.0)
     assert set(statuses(document).values()) == {"cut"}
+
+
+def test_a_stage_is_run_again_without_what_broke_the_gpu(run):
+    document, path, said = run("broken-twice", "fine")
+    made = document["stages"][0]
+    assert statuses(document) == {"broken-twice": "failed", "fine": "passed"}
+    assert made["wrong"] == ["a breaks", "b breaks"]
+    assert made["rows"] == [{"format": "first", "us": 3}, {"format": "c", "us": 5}]
+    assert made["facts"] == {"absent": 1}
+    assert said == ["== broken-twice again, without a", "== broken-twice again, without a, b"]
+    assert json.loads(path.read_text()) == document
+
+
+def test_what_breaks_the_gpu_though_it_is_left_out_ends_the_stage(run):
+    document, _, said = run("broken-always", "fine")
+    assert statuses(document) == {"broken-always": "failed", "fine": "passed"}
+    assert said == ["== broken-always again, without z"]
+    assert statuses(run("broken-always", seconds=15.0)[0]) == {"broken-always": "failed"}
 
 
 def test_no_gpu_ends_the_run(run):

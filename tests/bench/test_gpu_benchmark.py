@@ -135,6 +135,13 @@ def test_a_broken_gpu_ends_the_benchmark_with_its_rows(measured, board_of, given
         measured(entrant(make=breaks), entrant(name="other"), given=given)
     assert len(given.findings.rows) == 4
     assert given.findings.wrong == ["exact 128x256: RuntimeError: a kernel"]
+    assert given.findings.facts["broken_by"] == "exact"
+
+
+def test_what_broke_the_gpu_before_is_left_out(measured, board_of, given_of):
+    given = dataclasses.replace(given_of(board_of()), without=["exact"])
+    found = measured(entrant("raises"), entrant(name="other"), given=given)
+    assert (len(found.rows), found.wrong) == (5, [])
 
 
 def test_a_replay_that_breaks_is_wrong_and_others_go_on(measured, board_of, monkeypatch):

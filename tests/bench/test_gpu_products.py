@@ -76,6 +76,7 @@ def test_a_gpu_that_is_broken_ends_the_stage_with_what_was_found(board_of, given
     with pytest.raises(GpuBrokenError, match="no such kernel; since then every call fails"):
         correctness.check(given, [entrant(), entrant("raises"), entrant()])
     assert (len(given.findings.rows), len(given.findings.wrong)) == (11, 1)
+    assert given.findings.facts == {"broken_by": "exact"}
 
 
 def test_a_block_of_every_gpu_uses_each_place_of_its_pipeline_again():

@@ -185,6 +185,7 @@ def test_stages_are_chosen_by_name():
     from gpu.__main__ import STAGES, options
 
     assert options(["--only", "probe", "decode"]).only == ["probe", "decode"]
+    assert options(["--without", "m2-e4m3 fp8", "x"]).without == ["m2-e4m3 fp8", "x"]
     assert set(STAGES) == {"decode", "products", "search", "sanitizer", "probe", "benchmark"}
     with pytest.raises(SystemExit, match="2"):
         options(["--only", "nothing"])
