@@ -10,13 +10,15 @@ runs one stage and writes its document; the parent, which never opens the GPU, p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import math
 import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from gpu.stage import (
     CUT,
     FAILED,
     RUNNING,
+    TRYING,
     Deadline,
     Findings,
     Stage,
@@ -39,6 +42,9 @@ stage's own time begins with the first file that its child writes."""
 
 KILL_SECONDS = GRACE + 10
 """After a stage's end: the child's alarm comes GRACE after it, and has ten seconds to write."""
+
+TURN_SECONDS = 30.0
+"""What a product's turn may take, which is some 5 s: beyond, its kernel waits for something."""
 
 LOOK_SECONDS = 0.5
 """How often the parent looks at the file of a child."""
@@ -103,56 +109,70 @@ def run(
     `path_of` names the file from the head, which the first child brings.
     """
     together = _Together(path_of=path_of)
+    without: list[str] = []  # also of the stages behind: what hangs in one hangs in the next
     with tempfile.TemporaryDirectory() as folder:
         for number, stage in enumerate(stages):
-            file = Path(folder) / f"{stage.name}.json"
-            seconds = allowance(stages[number:], whole)
-            made, said = _one(stage, command, file, seconds, together.merge)
-            without: list[str] = []
-            while (by := made["facts"].get(BROKEN_BY)) and len(without) < AGAIN:
+            child = _Child(
+                stage=stage,
+                command=command,
+                file=Path(folder) / f"{stage.name}.json",
+                merge=together.merge,
+            )
+            made, told = child.run(allowance(stages[number:], whole), without)
+            for _ in range(AGAIN):
+                by = made["facts"].get(BROKEN_BY)
                 seconds = allowance(stages[number:], whole)
-                if by in without or seconds < AGAIN_SECONDS:
+                if not by or by in without or seconds < AGAIN_SECONDS:
                     break
                 without.append(by)
                 say(f"== {stage.name} again, without {', '.join(without)}")
-                part = functools.partial(_joined, made)
-                file.unlink()
-                made, said = _one(stage, command, file, seconds, together.merge, part, without)
+                again = replace(child, joined=functools.partial(_joined, made))
+                made, told = again.run(seconds, without)
             together.end(made)
-            if not said:
+            if not told:
                 say(f"== {stage.name}: {made['status']}, {made['reason']}")
     return {**together.document, "stages": together.stages}
 
 
-def _one(
-    stage: Stage,
-    command: Command,
-    file: Path,
-    seconds: float,
-    merge: Merge,
-    joined: Join = lambda made: made,
-    without: Sequence[str] = (),
-) -> tuple[Mapping[str, Any], bool]:
-    """A stage's entry, and whether the child has said how it ended.
+@dataclass(frozen=True, kw_only=True)
+class _Child:
+    """A process that runs a stage and writes a file."""
 
-    `joined` adds what earlier runs of this stage have found.
-    """
-    if seconds <= 0:
-        return entry(stage.name, CUT, 0.0, Findings(), "the time was up before it began"), False
+    stage: Stage
+    command: Command
+    file: Path
+    merge: Merge
+    #: adds what earlier runs of this stage have found
+    joined: Join = lambda made: made
 
-    def all_merged(found: Mapping[str, Any]) -> None:
-        merge({**found, "stages": [joined(made) for made in found["stages"]]})
-
-    spent = Deadline(seconds=0.0)
-    reason = _watched(command(stage, file, seconds, without), file, seconds, all_merged)
-    if file.is_file():  # what it found, even where it ended badly afterwards
-        found = _read(file)
-        all_merged(found)
+    def run(self, seconds: float, without: Sequence[str]) -> tuple[Mapping[str, Any], bool]:
+        """The stage's entry, and whether the child has said how it ended."""
+        name, file = self.stage.name, self.file
+        if seconds <= 0:
+            return entry(name, CUT, 0.0, Findings(), "the time was up before it began"), False
+        file.unlink(missing_ok=True)
+        spent = Deadline(seconds=0.0)
+        asked = self.command(self.stage, file, seconds, without)
+        reason = _watched(asked, file, seconds, self._merged)
+        if not file.is_file():
+            return self.joined(entry(name, FAILED, -spent.left, Findings(), reason)), False
+        found = _read(file)  # what it found, even where it ended badly afterwards
+        self._merged(found)
         (made,) = found["stages"]
         running = made["status"] == RUNNING
-        made = {**made, "status": FAILED, "reason": reason} if running else made
-        return joined(made), not running
-    return joined(entry(stage.name, FAILED, -spent.left, Findings(), reason)), False
+        return self.joined(_ended(made, reason) if running else made), not running
+
+    def _merged(self, found: Mapping[str, Any]) -> None:
+        self.merge({**found, "stages": [self.joined(made) for made in found["stages"]]})
+
+
+def _ended(made: Mapping[str, Any], reason: str) -> Mapping[str, Any]:
+    """The entry of a stage that did not end by itself: whose turn it was is to blame."""
+    facts = dict(made["facts"])
+    by = facts.pop(TRYING, "")
+    wrong = [*made["wrong"], f"{by}: {reason}"] if by else made["wrong"]
+    facts |= {BROKEN_BY: by} if by else {}
+    return {**made, "status": FAILED, "reason": reason, "wrong": wrong, "facts": facts}
 
 
 def _joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -174,27 +194,26 @@ def _joined(first: Mapping[str, Any], again: Mapping[str, Any]) -> Mapping[str, 
 def _watched(asked: Sequence[str], file: Path, seconds: float, merge: Merge) -> str:
     """Runs a child, merges what it writes, ends it when it takes too long; how it ended."""
     seen = 0
-    until = Deadline(seconds=START_SECONDS)
+    until, turn = Deadline(seconds=START_SECONDS), Deadline(seconds=math.inf)
     process = subprocess.Popen(asked)
     try:
-        while not until.over:
-            try:
-                code = process.wait(timeout=LOOK_SECONDS)
-            except subprocess.TimeoutExpired:
-                written = file.stat().st_mtime_ns if file.is_file() else 0
-                if written and not seen:
-                    until = Deadline(seconds=seconds + KILL_SECONDS)
-                if written != seen:
-                    merge(_read(file))
-                seen = written
-                continue
-            if code == NO_GPU:
-                raise NoGpuError
-            return _ending(code)
+        while not until.over and not turn.over:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return _ending(process.wait(timeout=LOOK_SECONDS))
+            written = file.stat().st_mtime_ns if file.is_file() else 0
+            if written and not seen:
+                until = Deadline(seconds=seconds + KILL_SECONDS)
+            if written != seen:
+                found = _read(file)
+                merge(found)
+                somebodys = any(TRYING in made["facts"] for made in found["stages"])
+                turn = Deadline(seconds=TURN_SECONDS if somebodys else math.inf)
+            seen = written
         return "it hung and was ended" if seen else "it hung before it began and was ended"
     finally:
         process.kill()  # nothing where it has ended
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the driver may hold it
+            process.wait(timeout=10)
 
 
 def _read(file: Path) -> Mapping[str, Any]:
@@ -202,7 +221,9 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 
 def _ending(code: int) -> str:
-    """How a child ended that did not say it."""
+    """How a child ended, in case it did not say it; raises NoGpuError."""
+    if code == NO_GPU:
+        raise NoGpuError
     if code < 0:
         return f"it died of {signal.Signals(-code).name}"
     return f"it ended with exit code {code} before it was through"

@@ -57,6 +57,7 @@ def measure(given: Given, entrants: Sequence[Entrant]) -> None:
     wanted = [entrant for entrant in entrants if entrant.asked(given)]
     if not wanted:
         raise AbsentError("nobody takes part (bench/gpu/entrants.py)")
+    found.facts["absent"] = dict.fromkeys(given.without, "it broke the GPU before")
     found.facts["copy"] = probe.copy(given.board, COPY_BYTES, given)
     found.facts["read"] = probe.read(given.board, COPY_BYTES, given)
     for batches, size, group in turns(wanted):
@@ -83,6 +84,7 @@ def turns(entrants: Sequence[Entrant]) -> Iterator[Turn]:
 def _measure_group(
     given: Given, group: Sequence[Entrant], size: tuple[int, int], batches: Sequence[int]
 ) -> None:
+    given.trying()
     compiled(given, group, [(size, batches)], "bfloat16")
     compiled(given, group, [(size, TRIAL_ROWS)], "float32")
     made = _make(given, group, size, batches)
@@ -136,6 +138,7 @@ def _attempt(
 ) -> Any:
     """Its result, or None: a peer that breaks is absent with the reason, one of ours is wrong."""
     no_memory = False
+    given.trying("" if entrant.peer else entrant.name)  # some peers compile for minutes
     try:
         return call()
     except AbsentError as error:
@@ -148,7 +151,7 @@ def _attempt(
         given.go_on(error, entrant.name)
     if no_memory:
         given.board.give_back()
-    given.findings.facts.setdefault("absent", {})[what] = reason
+    given.findings.facts["absent"][what] = reason
     return None
 
 
@@ -178,6 +181,7 @@ def _rows(
             replays[entrant] = graph
     if not replays:
         return
+    given.trying()
     timed = interleaved(given.board, list(replays.values()), ROUNDS, given.deadline)
     for entrant, seconds in zip(replays, timed, strict=True):
         yield row(entrant, made[entrant], size, m, seconds, given.findings.facts)

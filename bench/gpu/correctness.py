@@ -56,8 +56,9 @@ def check(given: Given, entrants: Sequence[Entrant], sizes: Sequence[Size] = ())
             if given.deadline.over:
                 given.findings.cut = True
                 return
+            given.trying(entrant.name)
             _try_shape(given, entrant, size)
-            given.keep()
+        given.trying()
     rows = given.findings.rows
     if not given.findings.wrong and all("absent" in row for row in rows):
         raise AbsentError(f"none of these products is here: {rows[0]['absent']}")

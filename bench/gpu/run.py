@@ -17,6 +17,7 @@ from gpu.stage import (
     FAILED,
     PASSED,
     RUNNING,
+    TRYING,
     AbsentError,
     Deadline,
     Findings,
@@ -113,6 +114,7 @@ def _run_one(stage: Stage, given: Given) -> Mapping[str, Any]:
         status, reason = FAILED, f"ended early: {broken}"
     except (Exception, Interrupted):  # noqa: BLE001  the others still say something
         status, reason = FAILED, traceback.format_exc()
+    found.facts.pop(TRYING, None)
     if found.wrong:
         status = FAILED
     elif status == PASSED and found.cut:

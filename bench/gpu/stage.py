@@ -17,8 +17,8 @@ reason; the time was up before it was through. Or it has not: what was written w
 STATUSES = (PASSED, FAILED, ABSENT, CUT, RUNNING)
 
 
-BROKEN_BY = "broken_by"
-"""The fact that names the product which broke the GPU."""
+BROKEN_BY, TRYING = "broken_by", "trying"
+"""The facts that name the product which broke the GPU, and the one whose turn it is."""
 
 
 class AbsentError(Exception):
@@ -84,6 +84,16 @@ class Given:
     without: Sequence[str] = ()
     #: writes what was found until now: a stage that is ended keeps that
     keep: Callable[[], None] = lambda: None
+
+    def trying(self, product: str = "") -> None:
+        """Writes down whose turn it is: a kernel that waits for ever says nothing. Empty: nobody's.
+
+        A turn takes seconds; the parent ends a process whose turn does not end (apart.py).
+        """
+        self.findings.facts.pop(TRYING, None)
+        if product:
+            self.findings.facts[TRYING] = product
+        self.keep()
 
     def go_on(self, after: Exception, product: str = "") -> None:
         """After an error: raises GpuBrokenError where no further call can succeed.

@@ -32,6 +32,16 @@ rows = [of("first", 1 + len(without)), *[of("c", 5)] * (not bad)]
 if bad: write(entry("failed", rows, [bad[0] + " breaks"], broken_by=bad[0], absent=1))
 else: write(entry("passed", rows))
 """,
+    "kernel-hangs": """
+write(entry("running", [of("first", 1)], trying="" if without else "x"))
+time.sleep(60 * (not without))
+write(entry("passed", [of("second", 2)]))
+""",
+    "kernel-kills": """
+write(entry("running", [of("first", 1)], trying="x"))
+if not without: os.abort()
+write(entry("passed", [of("second", 2)]))
+""",
     "broken-always": "write(entry('failed', broken_by='z'))",
     "no-gpu": "print('no GPU to run on: none'); sys.exit(3)",
 }
@@ -62,6 +72,7 @@ def run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(apart, "START_SECONDS", 2.0)
     monkeypatch.setattr(apart, "KILL_SECONDS", 2.0)
+    monkeypatch.setattr(apart, "TURN_SECONDS", 2.0)
     path, said = tmp_path / "results.json", []
 
     def command(stage, file, seconds, without):
@@ -149,6 +160,27 @@ def test_a_stage_is_run_again_without_what_broke_the_gpu(run):
     assert made["facts"] == {"absent": 1}
     assert said == ["== broken-twice again, without a", "== broken-twice again, without a, b"]
     assert json.loads(path.read_text()) == document
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("kernel-hangs", "it hung and was ended"), ("kernel-kills", "it died of SIGABRT")],
+)
+def test_a_kernel_that_hangs_or_kills_costs_its_product_alone(run, name, reason):
+    start = time.monotonic()
+    document, _, said = run(name, "fine")
+    made = document["stages"][0]
+    assert time.monotonic() - start < 30
+    assert statuses(document) == {name: "failed", "fine": "passed"}
+    assert made["wrong"] == [f"x: {reason}"]
+    assert made["rows"] == [{"format": "first", "us": 1}, {"format": "second", "us": 2}]
+    assert said[0] == f"== {name} again, without x"
+
+
+def test_what_broke_the_gpu_is_left_out_of_the_stages_behind_too(run):
+    document, _, said = run("kernel-kills", "kernel-hangs")
+    assert statuses(document) == {"kernel-kills": "failed", "kernel-hangs": "passed"}
+    assert said == ["== kernel-kills again, without x"]
 
 
 def test_what_breaks_the_gpu_though_it_is_left_out_ends_the_stage(run):

@@ -141,6 +141,7 @@ def test_a_broken_gpu_ends_the_benchmark_with_its_rows(measured, board_of, given
 def test_what_broke_the_gpu_before_is_left_out(measured, board_of, given_of):
     given = dataclasses.replace(given_of(board_of()), without=["exact"])
     found = measured(entrant("raises"), entrant(name="other"), given=given)
+    assert found.facts["absent"] == {"exact": "it broke the GPU before"}
     assert (len(found.rows), found.wrong) == (5, [])
 
 
@@ -213,7 +214,37 @@ def test_rows_are_kept_after_every_batch(measured, board_of, given_of):
     given = given_of(board_of())
     given = dataclasses.replace(given, keep=lambda: kept.append(len(given.findings.rows)))
     measured(entrant(), given=given)
-    assert kept == [1, 2, 3, 4, 5]
+    assert sorted(set(kept)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_nobody_is_blamed_while_kernels_are_compiled_or_replayed(measured, board_of, given_of):
+    from gpu import benchmark
+
+    def sources(*_):
+        seen.append(given.findings.facts.get("trying"))
+        return ()
+
+    seen, real = [], benchmark.interleaved
+
+    def replayed(*arguments):
+        seen.append(given.findings.facts.get("trying"))
+        return real(*arguments)
+
+    def make(board, n, k, copies):
+        if n == 32:
+            raise RuntimeError
+        turns.append(given.findings.facts["trying"])
+        return Exact(board, n, k, copies)
+
+    from exact_product import Exact
+
+    turns, given = [], given_of(board_of())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(benchmark, "interleaved", replayed)
+        measured(entrant(make=make, sources=sources), given=given)
+    assert turns == ["exact"]
+    assert set(seen) == {None}
+    assert len(seen) == 2 * 3 + 2
 
 
 def test_of_many_rows_one_graph_is_held_at_a_time(measured, board_of, monkeypatch):

@@ -5,6 +5,8 @@ On a fake GPU: compiled, counted, simulated; not run on a GPU.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 
@@ -66,6 +68,18 @@ def test_one_that_breaks_is_wrong_and_the_others_go_on(checked):
     assert len(found.rows) == 11
 
 
+def test_whose_turn_it_is_is_written_down_before(board_of, given_of, monkeypatch):
+    from gpu import correctness
+
+    kept = []
+    monkeypatch.setattr(correctness, "SHAPES", ((24, 40),))
+    given = given_of(board_of())
+    facts = given.findings.facts
+    given = dataclasses.replace(given, keep=lambda: kept.append(facts.get("trying")))
+    correctness.check(given, [entrant(), entrant(name="other")])
+    assert kept == ["exact", None, "other", None]
+
+
 def test_a_gpu_that_is_broken_ends_the_stage_with_what_was_found(board_of, given_of, monkeypatch):
     from gpu import correctness
     from gpu.stage import GpuBrokenError
@@ -76,7 +90,7 @@ def test_a_gpu_that_is_broken_ends_the_stage_with_what_was_found(board_of, given
     with pytest.raises(GpuBrokenError, match="no such kernel; since then every call fails"):
         correctness.check(given, [entrant(), entrant("raises"), entrant()])
     assert (len(given.findings.rows), len(given.findings.wrong)) == (11, 1)
-    assert given.findings.facts == {"broken_by": "exact"}
+    assert given.findings.facts["broken_by"] == "exact"
 
 
 def test_a_block_of_every_gpu_uses_each_place_of_its_pipeline_again():
