@@ -6,10 +6,12 @@ Compiled, counted, simulated; not run on a GPU.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import sys
 import time
 import types
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +161,23 @@ def test_a_graph_runs_what_it_captures_once_before(made):
     assert len(calls) == 2  # to warm up, and captured
     replay()
     assert len(calls) == 2
+
+
+def test_a_graph_keeps_what_it_reads(made):
+    class Activations:
+        pass
+
+    def captured():
+        x = Activations()
+        return board.graph(lambda: x), weakref.ref(x)
+
+    board = made()
+    replay, x = captured()
+    gc.collect()
+    assert x() is not None
+    del replay
+    gc.collect()
+    assert x() is None
 
 
 def test_a_graph_is_captured_on_the_stream_that_it_ran_on(made):
