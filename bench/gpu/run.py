@@ -70,7 +70,6 @@ def run(
         seconds = allowance(stages[number:], whole)
         deadline = Deadline(seconds=seconds, clock=whole.clock)
         found = Findings()
-
         given = Given(
             board=board, deadline=deadline, findings=found, say=say, formats=formats,
             without=without,
