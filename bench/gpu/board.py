@@ -5,8 +5,12 @@ Stages touch the GPU through this class alone; a test puts another in its place.
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
+import gc
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -54,6 +58,7 @@ class Board:
         if reason:
             raise UnspoolError(reason)
         self._ready()
+        self._side = self.torch.cuda.Stream()
 
     @property
     def stream(self) -> int:
@@ -85,22 +90,66 @@ class Board:
         code = self.gpu.load(jit.compile(source, self.machine.architecture))
         return [code.kernel(name, shared_bytes=shared_bytes) for name in names]
 
+    def ready(self, sources: Sequence[str], seconds: float) -> None:
+        """Compiles sources into the cache, on all cores, for so long at most.
+
+        What does not compile is told where it is needed.
+        """
+        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        try:
+            architecture = self.machine.architecture
+            asked = [
+                pool.submit(jit.compile, each, architecture) for each in dict.fromkeys(sources)
+            ]
+            concurrent.futures.wait(asked, timeout=max(seconds, 0))
+        finally:  # nor does an interruption wait for those that have not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def give_back(self) -> None:
+        """Returns memory that nobody holds to the driver: another graph's pool cannot use it."""
+        gc.collect()
+        self.torch.cuda.empty_cache()
+
     def wait(self) -> None:
         """Waits for the GPU; an error of a kernel shows here."""
         self.torch.cuda.synchronize()
 
+    def broken(self) -> str:
+        """Why no further call of this process can succeed; empty where they can.
+
+        Asked twice: an error that passes is reported once, one that stays every time.
+        """
+        for _ in range(2):
+            try:
+                self.wait()
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+            else:
+                return ""
+        return reason
+
     def graph(self, run: Callable[[], object]) -> Callable[[], object]:
-        """What `run` queues, captured; each call queues it all at once."""
-        torch = self.torch
-        side = torch.cuda.Stream()
+        """What `run` queues, captured; each call queues it all at once.
+
+        Before, it runs on the very stream that is captured: our products keep counters per stream,
+        and the first of a stream would have its counters zeroed in every replay.
+        """
+        torch, side = self.torch, self._side
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # what is compiled or allocated at first use is so before
             run()
         torch.cuda.current_stream().wait_stream(side)
+        self.wait()  # a kernel that breaks does so here, where its name is known
         captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
+        with torch.cuda.graph(captured, stream=side):
             run()
-        return captured.replay
+
+        def replay(kept: object = run) -> None:
+            """Keeps what `run` multiplies: the graph knows addresses alone, and the next capture
+            gives memory that nobody holds back to the driver."""
+            captured.replay()
+
+        return replay
 
     def seconds(self, run: Callable[[], object]) -> float:
         """GPU time from before to after what `run` queues, with all that lies between."""

@@ -14,13 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from gpu.product import Entrant, Product, activations
-from gpu.stage import AbsentError, Given, Stage
+from gpu.product import Entrant, Product, Size, activations, compiled
+from gpu.stage import AbsentError, Given, Stage, said
 
-SHAPES = ((256, 512), (264, 520), (1000, 1032), (4096, 4096), (512, 14336))
+DEEP_SHAPE = (8192, 28672)
+"""3584 units: 7 to 27 for each of the 132 to 510 blocks that an H200 or an RTX 5090 runs at once.
+In all other shapes a block has three at most, and never uses a place of its pipeline twice."""
+
+SHAPES = ((256, 512), (264, 520), (1000, 1032), (4096, 4096), (512, 14336), DEEP_SHAPE)
 """n x k: small, not whole tiles, large, and long rows that several blocks share."""
 
 BATCHES = (1, 2, 3, 7, 8, 16, 17, 32, 64, 100, 256)
+
+FEWER = {DEEP_SHAPE: (1, 9, 64), (512, 14336): (1, 8, 16, 64)}
+"""Batches of the shapes whose expected products take longest: 4 s an entrant with all BATCHES."""
 
 FUSED_ROWS = 256
 
@@ -28,29 +35,58 @@ MANY_ROWS, MANY_SHAPE = 8192, (1000, 1032)
 COMPARED_ROWS = 32
 """Of many: the first, the last, and as far apart as they are equal in number."""
 
+COMPILED_TOGETHER = 8
+"""Entrants whose kernels are compiled at once: enough for all cores, and rows come early."""
 
-def check(given: Given, entrants: Sequence[Entrant]) -> None:
-    """Fills in a row per entrant, shape and batch."""
-    wanted = [entrant for entrant in entrants if entrant.among(given.formats)]
+
+SMALL: Sequence[Size] = (((264, 520), (1, 9)),)
+"""For compute-sanitizer: two widths of a tile, rows and columns that are no whole tiles."""
+
+
+def check(given: Given, entrants: Sequence[Entrant], sizes: Sequence[Size] = ()) -> None:
+    """Fills in a row per entrant, shape and batch; without sizes, for all SHAPES."""
+    sizes = sizes or [(shape, batches_of(shape)) for shape in SHAPES]
+    wanted = [entrant for entrant in entrants if entrant.asked(given)]
     if not wanted:
         raise AbsentError("no product of ours is plugged in (bench/gpu/entrants.py)")
-    for entrant in wanted:
-        for shape in SHAPES:
+    for number, entrant in enumerate(wanted):
+        if number % COMPILED_TOGETHER == 0:
+            compiled(given, wanted[number : number + COMPILED_TOGETHER], sizes, "float32")
+        for size in sizes:
             if given.deadline.over:
                 given.findings.cut = True
                 return
-            _check_shape(given, entrant, shape)
+            given.trying(entrant.name)
+            _try_shape(given, entrant, size)
+        given.trying()
+    rows = given.findings.rows
+    if not given.findings.wrong and all("absent" in row for row in rows):
+        raise AbsentError(f"none of these products is here: {rows[0]['absent']}")
 
 
-def _check_shape(given: Given, entrant: Entrant, shape: tuple[int, int]) -> None:
-    found, (n, k) = given.findings, shape
-    row = {"format": entrant.name, "n": n, "k": k}
+def batches_of(shape: tuple[int, int]) -> Sequence[int]:
+    """The batches of a shape."""
+    if shape in FEWER:
+        return FEWER[shape]
+    return (*BATCHES, MANY_ROWS) if shape == MANY_SHAPE else BATCHES
+
+
+def _try_shape(given: Given, entrant: Entrant, size: Size) -> None:
+    """Errors of ours are wrong, and cost nobody else's rows."""
+    found, ((n, k), _) = given.findings, size
     try:
-        product = entrant.make(given.board, n, k, 1)
+        _check_shape(given, entrant, size)
     except AbsentError as absent:
-        found.rows.append({**row, "absent": str(absent)})
-        return
-    batches = (*BATCHES, MANY_ROWS) if shape == MANY_SHAPE else BATCHES
+        found.rows.append({"format": entrant.name, "n": n, "k": k, "absent": str(absent)})
+    except Exception as error:  # noqa: BLE001  whatever is wrong with one, others follow
+        found.wrong.append(f"{entrant.name} {n}x{k}: {said(error)}")
+        given.go_on(error, entrant.name)
+
+
+def _check_shape(given: Given, entrant: Entrant, size: Size) -> None:
+    found, ((n, k), batches) = given.findings, size
+    row = {"format": entrant.name, "n": n, "k": k}
+    product = entrant.make(given.board, n, k, 1)
     x = activations(max(batches), k)
     alone: np.ndarray | None = None
     for m in batches:
@@ -85,7 +121,7 @@ def check_batch(product: Product, x: np.ndarray, alone: np.ndarray | None) -> di
     }
 
 
-def stage(entrants: Sequence[Entrant]) -> Stage:
+def stage(entrants: Sequence[Entrant], sizes: Sequence[Size] = ()) -> Stage:
     """The stage for our own products."""
     ours = [entrant for entrant in entrants if not entrant.peer]
-    return Stage(name="products", run=lambda given: check(given, ours), seconds=90)
+    return Stage(name="products", run=lambda given: check(given, ours, sizes), seconds=90)

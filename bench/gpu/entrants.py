@@ -1,4 +1,4 @@
-"""Who takes part in the run: our products, then other people's.
+"""Who takes part in the run: flagships, our other products, then other people's.
 
 A product of ours is plugged in by an Entrant in OURS whose `make` returns a `gpu.product.Product`.
 """
@@ -12,9 +12,11 @@ from gpu.product import Entrant
 OURS: tuple[Entrant, ...] = ours.ENTRANTS
 
 PEERS: tuple[Entrant, ...] = (
-    Entrant(name="torch bf16", make=pytorch.bf16, bits=16, peer=True),
-    Entrant(name="torch fp8", make=pytorch.fp8, bits=8, peer=True),
-    Entrant(name="torch int4", make=pytorch.int4, bits=4.25, peer=True, most_rows=256),
+    Entrant(name="torch bf16", make=pytorch.bf16, bits=16, peer=True, flagship=True),
+    Entrant(name="torch fp8", make=pytorch.fp8, bits=8, peer=True, flagship=True),
+    Entrant(
+        name="torch int4", make=pytorch.int4, bits=4.25, peer=True, flagship=True, most_rows=256
+    ),
     *(
         Entrant(
             name=f"humming int{bits} {activations}",
@@ -28,4 +30,4 @@ PEERS: tuple[Entrant, ...] = (
     Entrant(name="marlin int4", make=marlin.int4, bits=4.125, peer=True, most_rows=1024),
 )
 
-ENTRANTS = (*OURS, *PEERS)
+ENTRANTS = tuple(sorted((*OURS, *PEERS), key=lambda entrant: not entrant.flagship))

@@ -1,26 +1,28 @@
 """Our products: coded weights of random bits, decoded into the matrix units.
 
 All bit patterns are legal, so no weight is encoded here: speed and correctness do not depend on it.
-Large matrices repeat a block of 1024 x 1024, so that what is expected takes no minutes to compute.
+Large matrices repeat a block, so that what is expected takes no minutes to compute.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu.product import Entrant, Maker
+from gpu.product import Entrant, Maker, Sources
 from gpu.stage import AbsentError
 from unspool.decode.machine import Machine
-from unspool.errors import DeclarationError
+from unspool.errors import DeclarationError, UnspoolError
 from unspool.matmul.cuda.activations import quantize
 from unspool.matmul.cuda.arrange import Arranged, arrange
-from unspool.matmul.cuda.library import expanded, expansion
+from unspool.matmul.cuda.launch import slots_of, tokens_of
+from unspool.matmul.cuda.library import LIBRARY_ROWS, expanded, expansion, why_not
 from unspool.matmul.cuda.recipe import Recipe, recipe
+from unspool.matmul.cuda.source import Kernel, expand_kernel, multiply_kernel, prepare_kernel
 from unspool.matmul.reference import decode_values
 from unspool.pack.matrix import CodedMatrix
 from unspool.pack.random import random_matrix
@@ -30,13 +32,17 @@ from unspool.spec.operand import E4M3
 if TYPE_CHECKING:
     from gpu.board import Board
 
-CODED = (
-    "m2-e4m3-quick", "x2-e4m3", "m2-e4m3", "x3-e4m3", "m3-e4m3", "m2-e2m1", "t2-e2m1", "v1.5-e2m1",
-)  # fmt: skip
-PLAIN = ("s2-e4m3", "s3-e4m3", "s4-e4m3", "mxfp4", "int4", "lut-b", "nvfp4")
-ACTIVATIONS = ("fp8", "fp8x2", "float16", "fp4", "int8")
+FLAGSHIPS = ("m2-e4m3", "m3-e4m3", "mxfp4")
+CODED = ("m2-e4m3-quick", "x2-e4m3", "x3-e4m3", "m2-e2m1", "t2-e2m1", "v1.5-e2m1")
+PLAIN = ("s4-e4m3", "nvfp4", "s2-e4m3", "s3-e4m3", "int4", "lut-b")
+FORMATS_OF_OURS = (*FLAGSHIPS, *CODED, *PLAIN)
+ACTIVATIONS = (("fp8", "fp8x2"), ("float16", "fp4", "int8"))
+"""The second are after all formats have had the first. `fp8x2` is what servers get by default."""
 
-REPEATED = 1024
+REPEATED, REPEATED_ACROSS = 1024, 1792
+"""Rows and columns of the block: 7 stages, so that what a kernel has in flight, 2 to 6 of them, is
+never the same again when its place is used anew. Where k is no multiple, 1024 columns."""
+
 SMALL = 1 << 23
 """Weights up to which a matrix is random throughout."""
 
@@ -53,17 +59,17 @@ class CodedProduct:
     ) -> None:
         """Uploads the copies; AbsentError where this machine does not multiply the format so."""
         from unspool.model.gpu import GpuMatrix
-        from unspool.model.processors import CudaProcessor, SimulatedProcessor
+        from unspool.model.processors import SimulatedProcessor, processor
 
         self.format, self.activations, self.copies = name, activations, copies
         self._torch, self._device, self._k = board.torch, board.device, shape[1]
         self._made = _recipe(name, board.machine, activations)
         played = board.device == "cpu"
-        processor = SimulatedProcessor(board.machine.name) if played else CudaProcessor()
+        runs = SimulatedProcessor(board.machine.name) if played else processor()
         self._block, arranged = _weights(self._made, shape)
         self._row_scales = arranged.row_scales
         self._down = shape[0] // self._block.shape[0]
-        first = GpuMatrix(arranged, processor)
+        first = GpuMatrix(arranged, runs)
         self.nbytes = first.nbytes
         self._copies = [first, *(_clone(first) for _ in range(copies - 1))]
 
@@ -139,12 +145,13 @@ def _recipe(name: str, machine: Machine, activations: str) -> Recipe:
 
 def _weights(made: Recipe, shape: tuple[int, int]) -> tuple[CodedMatrix, Arranged]:
     """(the block that the matrix repeats, or all of it; the matrix)."""
-    repeats = shape[0] * shape[1] > SMALL and not (shape[0] % REPEATED or shape[1] % REPEATED)
-    block = random_matrix(made.format, *((REPEATED, REPEATED) if repeats else shape))
+    wide = REPEATED if shape[1] % REPEATED_ACROSS else REPEATED_ACROSS
+    repeats = shape[0] * shape[1] > SMALL and not (shape[0] % REPEATED or shape[1] % wide)
+    block = random_matrix(made.format, *((REPEATED, wide) if repeats else shape))
     one = arrange(block, made)
     if not repeats:
         return block, one
-    down, across = shape[0] // REPEATED, shape[1] // REPEATED
+    down, across = shape[0] // REPEATED, shape[1] // wide
     whole = Arranged(
         recipe=made,
         shape=shape,
@@ -163,6 +170,40 @@ def _clone(matrix: Any) -> Any:
     return other
 
 
+def _sources(name: str, activations: str) -> Sources:
+    """What `GpuMatrix` compiles, known without a weight."""
+
+    def sources(
+        board: Board, shape: tuple[int, int], batches: Sequence[int], dtype: str
+    ) -> list[str]:
+        try:
+            made = _recipe(name, board.machine, activations)
+            return [
+                kernel.source for m in batches for kernel in _kernels(made, board, shape, m, dtype)
+            ]
+        except (AbsentError, UnspoolError):  # told where it is made
+            return []
+
+    return sources
+
+
+def _kernels(
+    made: Recipe, board: Board, shape: tuple[int, int], m: int, dtype: str
+) -> tuple[Kernel, Kernel]:
+    _, columns = made.format.padded(*shape)
+    if m >= LIBRARY_ROWS and not why_not(made, columns):
+        found = expansion(made)
+        flat = prepare_kernel(found.recipe, tokens=8, columns=columns, dtype=dtype, flat=True)
+        return expand_kernel(found), flat
+    facts, tokens = board.gpu.facts, tokens_of(made, m)
+    per_processor = facts.processor_shared_bytes
+    slots, _ = slots_of(made, tokens, per_block=facts.shared_bytes, per_processor=per_processor)
+    return (
+        prepare_kernel(made, tokens=tokens, columns=columns, dtype=dtype),
+        multiply_kernel(made, tokens=tokens, output=dtype, slots=slots),
+    )
+
+
 def _maker(name: str, activations: str) -> Maker:
     def make(board: Board, n: int, k: int, copies: int) -> CodedProduct:
         return CodedProduct(board, name, activations, (n, k), copies)
@@ -175,8 +216,11 @@ ENTRANTS = tuple(
         name=f"{name} {activations}",
         make=_maker(name, activations),
         bits=FORMATS[name].bits_per_weight(),
+        flagship=name in FLAGSHIPS,
+        sources=_sources(name, activations),
     )
-    for activations in ACTIVATIONS
-    for name in (*CODED, *PLAIN)
+    for together in ACTIVATIONS
+    for name in FORMATS_OF_OURS
+    for activations in together
 )
-"""The coded formats first: a run that ends early has these."""
+"""A run that ends early has the first of them, with both activations."""

@@ -1,12 +1,14 @@
-"""What data sheets do not say: instruction rates, copy bandwidth by size, the cost of a launch.
+"""What data sheets do not say: instruction rates, bandwidth by size, the cost of a launch.
 
 Rates are results per clock and multiprocessor; a block times itself, so no clock rate is assumed.
-Copies count bytes read and written. Everything goes into the calibration file.
+Copies count bytes read and written, reads what a kernel that only loads has read: a product reads
+its weight and writes next to nothing. Everything goes into the calibration file.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +17,15 @@ from gpu.board import Arguments
 from gpu.probe_source import (
     BODY,
     ITERATIONS,
+    READ_BLOCKS,
+    READ_BYTES,
+    READ_THREADS,
     THREADS,
+    UNLIKELY,
     Probe,
     kernel_name,
     probes,
+    read_source,
     source,
 )
 from gpu.stage import Given, Stage
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from gpu.board import Board
 
 REPEATS = 5
+BANDWIDTH_ROUNDS = 15
 COPY_BYTES = tuple(1 << power for power in range(20, 31))
 """1 MiB to 1 GiB: small ones show what a layer of 4096 x 4096 can reach at all."""
 
@@ -37,7 +45,7 @@ MEMORY_SHARE = 4
 
 
 def measure(given: Given) -> None:
-    """Fills in rates, copies and launches."""
+    """Fills in rates, copies, reads and launches."""
     board, found = given.board, given.findings
     kernels = _kernels(board)
     empty = kernels.pop("empty")
@@ -46,18 +54,39 @@ def measure(given: Given) -> None:
         found.rows.append({"what": "rate", "instruction": name, **rate})
         given.say(f"   {name:12} {rate['results_per_clock']:8.1f} results per clock and SM")
     found.rows += [{"what": "launch", **row} for row in _launches(board, empty)]
+    given.keep()
     for nbytes in COPY_BYTES:
         if given.deadline.over:
             found.cut = True
             return
         if 2 * nbytes * MEMORY_SHARE > board.gpu.facts.memory_bytes:
             break
-        row = copy(board, nbytes, given)
-        found.rows.append({"what": "copy", **row})
-        given.say(f"   copy {nbytes >> 20:5} MiB {row['tbps']:8.3f} TB/s")
+        for what, measured in (("copy", copy), ("read", read)):
+            row = measured(board, nbytes, given)
+            found.rows.append({"what": what, **row})
+            given.say(f"   {what} {nbytes >> 20:5} MiB {row['tbps']:8.3f} TB/s")
+        given.keep()
 
 
-def copy(board: Board, nbytes: int, given: Given, rounds: int = 15) -> dict[str, Any]:
+def read(board: Board, nbytes: int, given: Given) -> dict[str, Any]:
+    """Bytes read per second by a kernel that only loads, from buffers that rotate past the L2."""
+    (kernel,) = board.kernels(read_source(), ["read"])
+    count = copies(board, nbytes)
+    buffers = [board.empty(nbytes) for _ in range(count)]
+    blocks = READ_BLOCKS * board.gpu.facts.multiprocessors
+    out = board.empty(4 * blocks)
+
+    def run() -> None:
+        stream = board.stream
+        for each in buffers:
+            places = board.address(each), board.address(out), 0
+            arguments = Arguments(*places, nbytes // READ_BYTES, UNLIKELY)
+            kernel.launch((blocks, 1, 1), READ_THREADS, arguments, stream)
+
+    return _bandwidth(given, run, nbytes, count, nbytes)
+
+
+def copy(board: Board, nbytes: int, given: Given) -> dict[str, Any]:
     """Bytes read and written per second by copies of `nbytes` whose sources rotate past the L2."""
     count = copies(board, 2 * nbytes)
     pairs = [(board.empty(nbytes), board.empty(nbytes)) for _ in range(count)]
@@ -66,9 +95,17 @@ def copy(board: Board, nbytes: int, given: Given, rounds: int = 15) -> dict[str,
         for source_, to in pairs:
             to.copy_(source_)
 
-    (seconds,) = interleaved(board, [board.graph(run)], rounds, given.deadline)
+    return _bandwidth(given, run, nbytes, count, 2 * nbytes)
+
+
+def _bandwidth(
+    given: Given, run: Callable[[], None], nbytes: int, count: int, moved: int
+) -> dict[str, Any]:
+    """Of `count` operations on buffers of `nbytes`, each of which moves so many bytes."""
+    board = given.board
+    (seconds,) = interleaved(board, [board.graph(run)], BANDWIDTH_ROUNDS, given.deadline)
     timed = quartiles(seconds, count)
-    return {"nbytes": nbytes, "copies": count, **timed, "tbps": 2 * nbytes / timed["us"] / 1e6}
+    return {"nbytes": nbytes, "copies": count, **timed, "tbps": moved / timed["us"] / 1e6}
 
 
 def copies(board: Board, nbytes: int) -> int:
@@ -83,6 +120,7 @@ def calibration(facts: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, 
         **facts,
         "results_per_clock": {name: row["results_per_clock"] for name, row in rates.items()},
         "copy_tbps": {str(row["nbytes"]): row["tbps"] for row in rows if row["what"] == "copy"},
+        "read_tbps": {str(row["nbytes"]): row["tbps"] for row in rows if row["what"] == "read"},
         "launch_us": {row["how"]: row["us"] for row in rows if row["what"] == "launch"},
     }
 
@@ -139,4 +177,4 @@ def _launches(board: Board, empty: Any) -> list[dict[str, Any]]:
     ]
 
 
-STAGE = Stage(name="probe", run=measure, seconds=60)
+STAGE = Stage(name="probe", run=measure, seconds=25)

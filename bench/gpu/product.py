@@ -13,6 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from gpu.board import Board
+    from gpu.stage import Given
 
 
 class Product(Protocol):
@@ -48,6 +49,14 @@ Maker = Callable[["Board", int, int, int], Product]
 """Makes `copies` of a weight: (board, n, k, copies). Raises AbsentError with the reason."""
 
 
+Size = tuple[tuple[int, int], Sequence[int]]
+"""(n, k), and the batches of it."""
+
+Sources = Callable[["Board", tuple[int, int], Sequence[int], str], Sequence[str]]
+"""(board, (n, k), batches, dtype in and out) -> the texts of the kernels that products of these
+take, to compile them before; empty where this machine does not multiply so."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
     """Who takes part."""
@@ -60,10 +69,33 @@ class Entrant:
     peer: bool = False
     #: rows that it is made for at most
     most_rows: int = 1 << 20
+    #: of those that are timed at all sizes before anybody else
+    flagship: bool = False
+    sources: Sources = lambda board, shape, batches, dtype: ()
 
     def among(self, names: Sequence[str]) -> bool:
         """Whether it is asked for: by its name, its first word (a format, torch), or everybody."""
         return not names or bool({self.name, self.name.split()[0]} & set(names))
+
+    def asked(self, given: Given) -> bool:
+        """Whether it takes part in this run."""
+        return self.among(given.formats) and self.name not in given.without
+
+
+def compiled(
+    given: Given,
+    entrants: Sequence[Entrant],
+    sizes: Sequence[Size],
+    dtype: str,
+) -> None:
+    """Compiles what products of these take, on all cores: a kernel takes 0.2 to 0.6 s of one."""
+    asked = [
+        source
+        for entrant in entrants
+        for shape, batches in sizes
+        for source in entrant.sources(given.board, shape, batches, dtype)
+    ]
+    given.board.ready(asked, given.deadline.left)
 
 
 def activations(m: int, k: int, seed: int = 0) -> np.ndarray:

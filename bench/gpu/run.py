@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import traceback
@@ -15,11 +16,16 @@ from gpu.stage import (
     CUT,
     FAILED,
     PASSED,
+    RUNNING,
+    TRYING,
     AbsentError,
     Deadline,
     Findings,
     Given,
+    GpuBrokenError,
+    Interrupted,
     Stage,
+    allowance,
     entry,
 )
 
@@ -44,16 +50,36 @@ def run(
     whole: Deadline,
     say: Callable[[str], None],
     formats: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The document with all stages; what was written last is all that was found by then."""
+    """The document with all stages; what was written last is all that was found by then.
+
+    It is written before a stage begins, too: then the stage's clock has started (apart.py).
+    """
     document: dict[str, Any] = {"schema": SCHEMA, **head, "stages": []}
-    for stage in stages:
+
+    def keep(made: Mapping[str, Any]) -> None:
+        if path is not None:
+            write(path, {**document, "stages": [*document["stages"], made]})
+
+    def running(name: str, deadline: Deadline, found: Findings) -> None:
+        keep(entry(name, RUNNING, deadline.seconds - deadline.left, found, ""))
+
+    for number, stage in enumerate(stages):
         say(f"== {stage.name} ({whole.left:.0f} s left)")
-        made = _run_one(board, stage, whole, say, formats)
+        seconds = allowance(stages[number:], whole)
+        deadline = Deadline(seconds=seconds, clock=whole.clock)
+        found = Findings()
+        given = Given(
+            board=board, deadline=deadline, findings=found, say=say, formats=formats,
+            without=without,
+            keep=functools.partial(running, stage.name, deadline, found),
+        )  # fmt: skip
+        given.keep()
+        made = _run_one(stage, given)
+        keep(made)
         document["stages"].append(made)
         say(f"   {made['status']} in {made['seconds']} s {_last_line(made)}".rstrip())
-        if path is not None:
-            write(path, document)
     return document
 
 
@@ -73,40 +99,36 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
     part.replace(path)
 
 
-def _run_one(
-    board: Board,
-    stage: Stage,
-    whole: Deadline,
-    say: Callable[[str], None],
-    formats: Sequence[str],
-) -> Mapping[str, Any]:
-    found = Findings()
-    if whole.over:
+def _run_one(stage: Stage, given: Given) -> Mapping[str, Any]:
+    found, deadline = given.findings, given.deadline
+    if deadline.over:
         return entry(stage.name, CUT, 0.0, found, "the time was up before it began")
-    seconds = min(stage.seconds, whole.left)
-    deadline = Deadline(seconds=seconds, clock=whole.clock)
-    given = Given(board=board, deadline=deadline, findings=found, say=say, formats=formats)
     status, reason = PASSED, ""
     try:
-        with _interrupted(seconds + GRACE):
+        with _interrupted(deadline.seconds + GRACE):
             stage.run(given)
     except AbsentError as absent:
         status, reason = ABSENT, str(absent)
-    except Exception:  # noqa: BLE001  it may break in any way; the others still say something
+    except GpuBrokenError as broken:
+        status, reason = FAILED, f"ended early: {broken}"
+    except (Exception, Interrupted):  # noqa: BLE001  the others still say something
         status, reason = FAILED, traceback.format_exc()
+    found.facts.pop(TRYING, None)
     if found.wrong:
         status = FAILED
     elif status == PASSED and found.cut:
         status, reason = CUT, "the time was up"
-    return entry(stage.name, status, seconds - deadline.left, found, reason)
+    elif status == PASSED and not found.rows:
+        status, reason = FAILED, "it found nothing wrong, and nothing at all: no row"
+    return entry(stage.name, status, deadline.seconds - deadline.left, found, reason)
 
 
 @contextmanager
 def _interrupted(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the block after so long: a compiler that hangs must not take all."""
+    """Raises Interrupted in the block after so long: a compiler that hangs must not take all."""
 
     def over(*_: object) -> None:
-        raise TimeoutError(f"interrupted after {seconds:.0f} s")
+        raise Interrupted(f"interrupted after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -40,3 +40,20 @@ def given_of():
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+def measured(board_of, given_of, monkeypatch):
+    def measure(*entrants, seconds: float = 1e9, board=None, given=None):
+        from gpu import benchmark
+
+        monkeypatch.setattr(benchmark, "SIZES", ((32, 128), (128, 256)))
+        monkeypatch.setattr(benchmark, "FEW", (1, 4))
+        monkeypatch.setattr(benchmark, "MANY", (64,))
+        monkeypatch.setattr(benchmark, "ALONE_ROWS", 64)
+        monkeypatch.setattr(benchmark, "COPY_BYTES", 1 << 16)
+        given = given or given_of(board or board_of(), seconds)
+        benchmark.measure(given, entrants)
+        return given.findings
+
+    return measure

@@ -34,7 +34,7 @@ class Stub:
         self._board.launches[self.name] += 1
         if arguments.out:
             buffer = self._board.buffers[arguments.out]
-            buffer.view(np.uint32)[: grid[0]] = threads * 128 * arguments.number // 64
+            buffer.view(np.uint32)[: grid[0]] = threads * 128 * arguments.number // 64 % (1 << 32)
 
 
 class Compiled(Stub):
@@ -72,6 +72,9 @@ class FakeBoard:
         self.machine, self.torch = machine_of(capability), torch
         self.launches: Counter[str] = Counter()
         self.buffers: dict[int, np.ndarray] = {}
+        self.compiled: list[list[str]] = []
+        #: why every call fails from now on
+        self.fault = ""
         self._compiles, self._seconds = compiles, itertools.count(1)
 
     def upload(self, array: np.ndarray) -> np.ndarray:
@@ -97,8 +100,17 @@ class FakeBoard:
         functions = [getattr(library, name) for name in names]
         return [Compiled(name, self, f) for name, f in zip(names, functions, strict=True)]
 
+    def ready(self, sources, seconds: float) -> None:
+        self.compiled.append(list(sources))
+
+    def give_back(self) -> None:
+        self.launches["give_back"] += 1
+
     def wait(self) -> None:
         pass
+
+    def broken(self) -> str:
+        return self.fault
 
     def graph(self, run):
         run()

@@ -6,9 +6,12 @@ Compiled, counted, simulated; not run on a GPU.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import sys
+import time
 import types
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -82,16 +85,18 @@ class Graph:
 
 def stand_in(*, available: bool = True) -> types.ModuleType:
     """As much of torch as the board asks for; every name is one that torch has."""
-    main = Stream()
+    main, streams = Stream(), []
     cuda = types.SimpleNamespace(
         is_available=lambda: available, current_stream=lambda: main, Stream=Stream, Event=Event,
         CUDAGraph=Graph, synchronize=lambda: None,
-        stream=lambda stream: contextlib.nullcontext(stream),
-        graph=lambda graph: contextlib.nullcontext(graph),
+        stream=lambda stream: contextlib.nullcontext(streams.append(stream)),
+        graph=lambda graph, stream: contextlib.nullcontext(streams.append(stream)),
+        empty_cache=lambda: None,
     )  # fmt: skip
     assert all(hasattr(torch.cuda, name) for name in vars(cuda))
     module = types.ModuleType("torch")
     module.__version__, module.version = "2.11", types.SimpleNamespace(cuda="13.0")
+    module.entered = streams
     module.cuda, module.uint8 = cuda, torch.uint8
     module.from_numpy = lambda array: Tensor(torch.from_numpy(array))
     module.zeros = lambda count, device: Tensor(torch.zeros(count))
@@ -156,6 +161,64 @@ def test_a_graph_runs_what_it_captures_once_before(made):
     assert len(calls) == 2  # to warm up, and captured
     replay()
     assert len(calls) == 2
+
+
+def test_a_graph_keeps_what_it_reads(made):
+    class Activations:
+        pass
+
+    def captured():
+        x = Activations()
+        return board.graph(lambda: x), weakref.ref(x)
+
+    board = made()
+    replay, x = captured()
+    gc.collect()
+    assert x() is not None
+    del replay
+    gc.collect()
+    assert x() is None
+
+
+def test_a_graph_is_captured_on_the_stream_that_it_ran_on(made):
+    module = stand_in()
+    board = made(module=module)
+    for _ in range(2):
+        board.graph(lambda: None)
+    assert len(module.entered) == 4
+    assert len(set(map(id, module.entered))) == 1  # counters of ours are per stream
+
+
+def test_sources_are_compiled_at_once_and_what_does_not_compile_is_told_later(made, monkeypatch):
+    board, seen = made(), []
+
+    def compile(source, architecture):
+        seen.append((source, architecture))
+        if source == "bad":
+            raise UnspoolError("the compiler refused")
+        if source == "slow":
+            time.sleep(2)
+
+    monkeypatch.setattr(jit, "compile", compile)
+    board.ready(["a", "bad", "a", "b"], 60)
+    assert sorted(seen) == [(each, board.machine.architecture) for each in ("a", "b", "bad")]
+    start = time.monotonic()
+    board.ready(["slow"] * 3 + [f"slow {i}" for i in range(99)] + ["slow"], 0.1)
+    assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.parametrize(("failures", "broken"), [(0, ""), (1, ""), (9, "an illegal access")])
+def test_an_error_that_stays_breaks_the_gpu_and_one_that_passes_does_not(made, failures, broken):
+    module, left = stand_in(), [failures]
+
+    def synchronize() -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RuntimeError("an illegal access\nand more")
+
+    board = made(module=module)
+    module.cuda.synchronize = synchronize
+    assert board.broken() == broken
 
 
 def test_seconds_are_of_events(made):

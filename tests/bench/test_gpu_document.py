@@ -33,9 +33,9 @@ def test_exit_codes_are_on_the_page():
 
 
 def test_how_many_formats_multiply_is_on_the_page_and_in_readme():
-    from gpu.ours import CODED, PLAIN
+    from gpu.ours import FORMATS_OF_OURS
 
-    number = len({*CODED, *PLAIN})
+    number = len(set(FORMATS_OF_OURS))
     assert f"of {number} formats" in PAGE
     assert f"with {number} of them" in (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -108,6 +109,50 @@ def test_a_large_matrix_repeats_a_block_and_is_checked_the_same(coded, check, mo
     assert check(product, activations(3, 768), None)["wrong"] == 0
     product._copies[0].row_scales.view(torch.float32)[300] *= 1.01
     assert check(product, activations(3, 768), None)["wrong"] > 0
+
+
+def test_the_block_of_a_deep_matrix_is_of_an_odd_number_of_whole_stages():
+    from gpu import correctness, ours
+    from gpu.stage import AbsentError
+
+    from unspool.matmul.cuda.geometry import STAGE_COLUMNS
+
+    wide = ours.REPEATED_ACROSS
+    assert correctness.DEEP_SHAPE[1] % wide == 0
+    assert wide // STAGE_COLUMNS == 7  # no multiple of it is a number of places, 2 to 6
+    for machine in MACHINES.values():
+        for name in ours.FORMATS_OF_OURS:
+            for activations in (each for together in ours.ACTIVATIONS for each in together):
+                with contextlib.suppress(AbsentError):
+                    made = ours._recipe(name, machine, activations)
+                    assert wide % made.geometry.stage_columns == 0
+
+
+@pytest.mark.parametrize(("machine", "rounded"), [("sm90", "fp8x2"), ("sm120", "fp4")])
+def test_what_is_compiled_before_is_what_products_take(coded, monkeypatch, machine, rounded):
+    from gpu import ours
+
+    taken = []
+    monkeypatch.setattr(simulate, "build", taken.append)
+    product = coded(machine, rounded, shape=(264, 1040))
+    matrix = product._copies[0]
+    batches = 1, 9, 64, 256, 8192
+    matrix.warm_up(batches, torch.bfloat16)
+    runs = matrix.processor
+    facts = SimpleNamespace(
+        shared_bytes=runs.per_block, processor_shared_bytes=runs.per_processor, multiprocessors=2
+    )
+    board = SimpleNamespace(machine=MACHINES[machine], gpu=SimpleNamespace(facts=facts))
+    sources = ours._sources(product.format, rounded)
+    assert list(sources(board, (264, 1040), batches, "bfloat16")) == taken
+    assert len(taken) == 10
+
+
+def test_what_a_machine_does_not_multiply_has_no_sources():
+    from gpu import ours
+
+    board = SimpleNamespace(machine=MACHINES["sm80"])
+    assert list(ours._sources("m2-e4m3", "fp8")(board, (264, 1040), (1,), "bfloat16")) == []
 
 
 def test_binary16_is_left_out_where_fp8_multiplies_the_format(coded):

@@ -5,6 +5,7 @@ On a fake GPU: compiled, counted, simulated; not run on a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -102,17 +103,89 @@ def test_a_stage_that_hangs_is_interrupted(go, monkeypatch):
 
     monkeypatch.setattr(run, "GRACE", 0.05)
     start = time.monotonic()
-    stages, code = go(hanging, good, share=0.05)
+    stages, code = go(hanging, good, seconds=1)
     assert time.monotonic() - start < 10
     assert [stage["status"] for stage in stages] == ["failed", "passed"]
-    assert "TimeoutError: interrupted" in stages[0]["reason"]
+    assert "Interrupted: interrupted" in stages[0]["reason"]
     assert code == 1
+
+
+def test_nothing_that_catches_errors_swallows_the_interruption(go, monkeypatch):
+    from gpu import run
+
+    def swallowing(given) -> None:
+        for _ in range(30):
+            with contextlib.suppress(Exception):
+                time.sleep(1)
+
+    monkeypatch.setattr(run, "GRACE", 0.05)
+    start = time.monotonic()
+    stages, _ = go(swallowing, seconds=0.5)
+    assert time.monotonic() - start < 10
+    assert stages[0]["status"] == "failed"
+
+
+def test_rows_are_written_while_a_stage_runs(go, tmp_path):
+    seen = []
+
+    def looking(given) -> None:
+        for number in range(2):
+            given.findings.rows.append({"x": number})
+            given.keep()
+            seen.append(json.loads((tmp_path / "results" / "gpu.json").read_text())["stages"])
+
+    go(good, looking)
+    assert [[made["status"] for made in stages] for stages in seen] == 2 * [["passed", "running"]]
+    assert [len(stages[-1]["rows"]) for stages in seen] == [1, 2]
+
+
+def test_a_stage_without_a_row_has_not_passed(go):
+    stages, code = go(lambda given: None)
+    assert (stages[0]["status"], code) == ("failed", 1)
+    assert "no row" in stages[0]["reason"]
+
+
+def test_a_broken_gpu_ends_its_stage_in_one_line(go):
+    def breaks(given) -> None:
+        given.board.fault = "an illegal access (700)"
+        try:
+            raise ZeroDivisionError("a kernel\nof course")
+        except ZeroDivisionError as error:
+            given.go_on(error)
+
+    def survives(given) -> None:
+        given.go_on(ZeroDivisionError())
+        good(given)
+
+    stages, _ = go(survives, breaks)
+    assert [stage["status"] for stage in stages] == ["passed", "failed"]
+    assert stages[1]["reason"] == (
+        "ended early: ZeroDivisionError: a kernel; since then every call fails: "
+        "an illegal access (700)"
+    )
+
+
+def test_the_shares_are_the_whole_and_what_one_leaves_goes_to_those_behind_it():
+    from gpu.__main__ import SECONDS, STAGES, _stages
+    from gpu.stage import Deadline, allowance
+
+    stages = _stages()
+    assert tuple(stage.name for stage in stages) == STAGES
+    assert sum(stage.seconds for stage in stages) == SECONDS
+    assert STAGES.index("benchmark") < min(map(STAGES.index, ("search", "sanitizer")))
+    for whole in (SECONDS, 100.0):
+        deadline = Deadline(seconds=whole, clock=lambda: 0.0)
+        assert allowance(stages, deadline) == pytest.approx(55 * whole / SECONDS)
+        assert allowance(stages[-1:], deadline) == whole
+    left = Deadline(seconds=SECONDS - 10.0, clock=lambda: 0.0)  # decode took 10 of its 55
+    assert allowance(stages[2:], left) > stages[2].seconds
 
 
 def test_stages_are_chosen_by_name():
     from gpu.__main__ import STAGES, options
 
     assert options(["--only", "probe", "decode"]).only == ["probe", "decode"]
+    assert options(["--without", "m2-e4m3 fp8", "x"]).without == ["m2-e4m3 fp8", "x"]
     assert set(STAGES) == {"decode", "products", "search", "sanitizer", "probe", "benchmark"}
     with pytest.raises(SystemExit, match="2"):
         options(["--only", "nothing"])
@@ -183,6 +256,7 @@ def test_the_command_writes_results_and_calibration(main_on, tmp_path, capsys):
     assert measured["results_per_clock"]["HFMA2"] == 128
     assert set(measured["launch_us"]) == {"stream", "host", "graph"}
     assert list(measured["copy_tbps"]) == ["1048576", "2097152"]
+    assert list(measured["read_tbps"]) == ["1048576", "2097152"]
     assert "written: calibration-nvidia-fake-100.json" in capsys.readouterr().out
 
 

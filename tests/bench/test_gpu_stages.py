@@ -6,7 +6,6 @@ Compiled, counted, simulated; not run on a GPU.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -122,6 +121,40 @@ def test_probes_count_all_threads_of_a_block(board_of, given_of):
     copies = [row for row in given.findings.rows if row["what"] == "copy"]
     assert [row["nbytes"] for row in copies] == [1 << 20, 2 << 20]  # a quarter of the memory
     assert all(row["tbps"] > 0 for row in copies)
+    reads = [row for row in given.findings.rows if row["what"] == "read"]
+    assert [row["nbytes"] for row in reads] == [1 << 20, 2 << 20]
+    assert given.board.launches["read"] > 2 * 15 * probe.copies(given.board, 1 << 20)
+
+
+@counting
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_reading_has_four_loads_of_sixteen_bytes_in_flight(capability):
+    from gpu import probe_source
+
+    machine, tools = machine_of(capability), toolchain()
+    cubin = tools.cubin(probe_source.read_source(), machine.architecture)
+    body, rest = loops(tools.disassemble(cubin))["read"]
+    wide = [[o for o in ops if o.startswith("LDG") and ".128" in o] for ops in (body, rest)]
+    assert [len(ops) for ops in wide] == [probe_source.READ_AHEAD, 1]
+    waits = next(i for i, opcode in enumerate(body) if opcode.startswith("LOP3"))
+    assert sum(opcode.startswith("LDG") for opcode in body[:waits]) >= 4
+
+
+def test_a_code_that_breaks_is_wrong_and_others_go_on(board_of, given_of):
+    from gpu import conformance
+
+    def decoder(lowerings):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("no such kernel")
+        return numpy_decoder()(lowerings)
+
+    calls = []
+    given = given_of(board_of(), formats=["s2-e4m3", "s3-e4m3"])
+    conformance.check(given, decoder)
+    assert given.findings.wrong == ["s2-e4m3: RuntimeError: no such kernel"]
+    assert {row["formats"] for row in given.findings.rows} == {"s3-e4m3"}
+    assert len(given.board.compiled[0]) == 2
 
 
 def test_sm80_has_no_fp8_to_convert():
@@ -167,49 +200,96 @@ def test_no_sanitizer_is_told(given_of, board_of, monkeypatch):
         sanitizer.check(given_of(board_of()))
 
 
-@pytest.mark.parametrize(("code", "wrong"), [(0, 0), (77, 2), (3, 0)])
-def test_what_a_sanitizer_finds_fails_the_stage(given_of, board_of, monkeypatch, code, wrong):
+RUN = "== products (9 s left)\n   passed in 3.0 s\n"
+CLEAN = "========= ERROR SUMMARY: 0 errors\n"
+READ = "========= Invalid __global__ read of size 4 bytes\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "status", "said"),
+    [
+        (0, RUN + CLEAN, "passed", "========= ERROR SUMMARY: 0 errors"),
+        (77, RUN + READ + "========= ERROR SUMMARY: 1 error\n", "failed", READ.strip()),
+        (None, READ, "failed", READ.strip()),
+        (None, "torch\n", "cut", "the time was up: torch"),
+        (4, RUN.replace("passed", "cut"), "cut", "the time was up"),
+        (1, RUN.replace("passed", "failed") + CLEAN, "failed", "ended with exit code 1: == prod"),
+        (-11, RUN, "failed", "ended with exit code -11"),
+        (1, "========= Error: Device not supported\n", "absent", "exit code 1: ========= Error"),
+        (3, "no GPU to run on: GPU: x\n" + CLEAN, "absent", "exit code 3: no GPU to run on"),
+        (0, RUN.replace("passed", "absent") + CLEAN, "absent", "absent in 3.0 s"),
+    ],
+)
+def test_what_became_of_a_sanitizer_is_told(code, text, status, said):
     from gpu import sanitizer
 
-    asked = []
-
-    def output(command, seconds):
-        asked.append(command)
-        return code, "noise\n========= ERROR SUMMARY: 1 error\n"
-
-    monkeypatch.setattr(sanitizer, "find", lambda: sanitizer.Path("sanitizer"))
-    monkeypatch.setattr(sanitizer, "output", output)
-    given = given_of(board_of())
-    sanitizer.check(given)
-    assert len(given.findings.wrong) == wrong
-    assert [row["tool"] for row in given.findings.rows] == ["memcheck", "racecheck"]
-    assert asked[0][:3] == ["sanitizer", "--tool", "memcheck"]
-    assert "--no-json" in asked[0]
+    found = sanitizer.judged(code, text)
+    assert found[0] == status
+    assert said in found[1]
 
 
-def test_a_sanitizer_that_takes_too_long_is_cut(given_of, board_of, monkeypatch):
-    from gpu import sanitizer
+@pytest.fixture
+def sanitized(given_of, board_of, monkeypatch):
+    """Runs the stage where every tool ends so; what it found and was asked."""
 
-    def slow(command, seconds):
-        raise subprocess.TimeoutExpired(command, seconds)
+    def run(code, text, seconds: float = 100):
+        from gpu import sanitizer
 
-    monkeypatch.setattr(sanitizer, "find", lambda: sanitizer.Path("sanitizer"))
-    monkeypatch.setattr(sanitizer, "output", slow)
-    given = given_of(board_of())
-    sanitizer.check(given)
-    assert given.findings.cut
-    assert given.findings.wrong == []
+        asked = []
+
+        def output(command, seconds):
+            asked.append((command, seconds))
+            return code, text
+
+        monkeypatch.setattr(sanitizer, "find", lambda: sanitizer.Path("sanitizer"))
+        monkeypatch.setattr(sanitizer, "output", output)
+        given = given_of(board_of(), seconds)
+        sanitizer.check(given)
+        return given.findings, asked
+
+    return run
 
 
-def test_the_children_of_a_sanitizer_end_with_it(tmp_path):
+def test_what_a_sanitizer_finds_fails_the_stage(sanitized):
+    found, asked = sanitized(77, READ)
+    assert [line.split(":")[0] for line in found.wrong] == ["memcheck", "racecheck"]
+    assert [row["tool"] for row in found.rows] == ["memcheck", "racecheck"]
+    assert asked[0][0][:3] == ["sanitizer", "--tool", "memcheck"]
+    assert "--no-json" in asked[0][0]
+
+
+def test_tools_share_the_time_and_what_is_watched_ends_before_them(sanitized):
+    found, asked = sanitized(None, "")
+    assert found.cut
+    assert found.wrong == []
+    (memcheck, first), (_, second) = asked
+    assert (first, second) == (pytest.approx(50, abs=1), pytest.approx(100, abs=1))  # none ran
+    assert float(memcheck[memcheck.index("--seconds") + 1]) == pytest.approx(first / 2, abs=0.1)
+
+
+def test_a_sanitizer_that_does_not_know_the_gpu_is_absent(sanitized):
+    from gpu.stage import AbsentError
+
+    with pytest.raises(AbsentError, match=r"did not start the run, exit code 1: .* supported"):
+        sanitized(1, "========= Error: Device not supported\n")
+
+
+def test_no_sanitizer_begins_without_time(sanitized):
+    found, asked = sanitized(0, RUN, seconds=8)
+    assert (found.cut, found.rows, asked) == (True, [], [])
+
+
+def test_the_children_of_a_sanitizer_end_with_it_and_what_they_said_is_kept(tmp_path):
     from gpu import sanitizer
 
     mark = tmp_path / "alive"
-    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
+    child = (
+        "import time, pathlib; print('found', flush=True); time.sleep(4);"
+        f"pathlib.Path({str(mark)!r}).touch()"
+    )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    with pytest.raises(subprocess.TimeoutExpired):
-        sanitizer.output([sys.executable, "-c", parent], 1)
-    time.sleep(4)
+    assert sanitizer.output([sys.executable, "-c", parent], 2) == (None, "found\n")
+    time.sleep(3)
     assert not mark.exists()
     assert sanitizer.output([sys.executable, "-c", "print('x'); exit(3)"], 60) == (3, "x\n")
 
@@ -220,8 +300,19 @@ def test_the_sanitizers_command_is_one_that_the_program_takes():
 
     command = sanitizer.command(sanitizer.Path("s"), "memcheck", 30)
     parsed = options(command[command.index("gpu") + 1 :])
-    assert (parsed.only, parsed.no_json) == (["decode", "products"], True)
+    assert (parsed.only, parsed.no_json, parsed.small) == (["products"], True, True)
     assert set(parsed.formats) <= set(FORMATS)
+
+
+def test_what_a_sanitizer_watches_is_one_shape_of_few_rows(board_of, given_of):
+    from exact_product import entrant
+    from gpu import correctness
+
+    given = given_of(board_of())
+    correctness.stage([entrant()], correctness.SMALL).run(given)
+    assert [(row["n"], row["k"], row["m"]) for row in given.findings.rows] == [
+        (264, 520, 1), (264, 520, 9),
+    ]  # fmt: skip
 
 
 def test_the_search_is_compared_with_the_cpus_and_timed(board_of, given_of):
