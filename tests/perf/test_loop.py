@@ -191,9 +191,8 @@ def test_the_kernel_that_makes_int8_activations_does_not_spill(tools, columns):
     assert found.spills == 0
 
 
-@pytest.mark.parametrize(
-    "name", ["t2-e2m1", *(pytest.param(n, marks=pytest.mark.slow) for n in FORMATS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
 def test_as_many_blocks_of_tcgen05_as_are_launched_share_the_registers(tools, name):
     for activations in TERMS:
         try:
@@ -244,7 +243,7 @@ def test_the_kernels_before_a_librarys_product_do_not_spill(tools, name, machine
         assert made.spills == 0, f"{kernel.name}: {made.registers} registers"
 
 
-@pytest.mark.parametrize(("name", "machine"), [("mxfp4", "sm90"), *EVERY])
+@pytest.mark.parametrize(("name", "machine"), EVERY)
 def test_no_kernel_spills_and_none_is_emulated(tools, name, machine):
     for activations in TERMS:
         try:
