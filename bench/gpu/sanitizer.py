@@ -54,7 +54,7 @@ def check(given: Given) -> None:
         if seconds < LEAST_SECONDS:
             found.cut = True
             return
-        code, text = output(command(program, tool, seconds), seconds)
+        code, text = output(command(program, tool, seconds, given.without), seconds)
         status, told = judged(code, text)
         found.rows.append({"tool": tool, "status": status, "exit": code, "said": told})
         found.cut |= status == CUT
@@ -76,7 +76,7 @@ def find() -> Path | None:
     return Path(on_path) if on_path else None
 
 
-def command(program: Path, tool: str, seconds: float) -> list[str]:
+def command(program: Path, tool: str, seconds: float, without: Sequence[str] = ()) -> list[str]:
     """The part of the run that it watches: one format, one shape, 1 and 9 rows.
 
     Its clock starts when torch has: so it gets half of the time, and ends by itself.
@@ -84,7 +84,8 @@ def command(program: Path, tool: str, seconds: float) -> list[str]:
     watch = [str(program), "--tool", tool, *OPTIONS[tool], "--error-exitcode", str(FOUND_ERRORS)]
     # together: it watches the process that it starts
     part = ["-m", "gpu", "--together", "--only", "products", "--small", "--no-json"]
-    return [*watch, sys.executable, *part, "--seconds", f"{seconds / 2:.1f}", "--formats", FORMAT]
+    kept = ["--seconds", f"{seconds / 2:.1f}", "--formats", FORMAT, "--without", *without]
+    return [*watch, sys.executable, *part, *kept]
 
 
 def output(asked: Sequence[str], seconds: float) -> tuple[int | None, str]:

@@ -298,9 +298,10 @@ def test_the_sanitizers_command_is_one_that_the_program_takes():
     from gpu import sanitizer
     from gpu.__main__ import options
 
-    command = sanitizer.command(sanitizer.Path("s"), "memcheck", 30)
+    command = sanitizer.command(sanitizer.Path("s"), "memcheck", 30, ["m2-e4m3 fp8"])
     parsed = options(command[command.index("gpu") + 1 :])
     assert (parsed.only, parsed.no_json, parsed.small) == (["products"], True, True)
+    assert (parsed.without, parsed.seconds) == (["m2-e4m3 fp8"], 15)
     assert set(parsed.formats) <= set(FORMATS)
 
 
