@@ -20,7 +20,7 @@ def test_a_plan_becomes_a_checkpoint_of_mixed_formats(run, tiny, text, tmp_path:
     assert told.json["loss"] == min(told.json["losses"])
     assert len(set(told.json["formats"].values())) > 1
     assert told.json["worth"][0]["words"].startswith("0.1 bit more on")
-    assert run(*asked).json == told.json  # from what was measured before
+    assert run(*asked, "--overwrite").json == told.json  # from what was measured before
     done = run("quantize", tiny, "-o", out, "--plan", plan, "--json")
     assert done.code == 0, done.err
     assert done.json["bytes"] == told.json["bytes"]
@@ -43,15 +43,21 @@ def test_a_plan_within_the_time_of_one_format_says_its_own(run, tiny, text, tmp_
     assert time["status"] == "bounds; not run on a GPU"
     assert 0 < time["us"] <= time["budget_us"]
     assert told.json["loss"] <= told.json["losses"][0]
-    between = run(*asked, "--bits", 2.3, "--time", "h200:16", "--json")
+    between = run(*asked, "--bits", 2.3, "--time", "h200:16", "--json", "--overwrite")
     assert between.code == 0, between.err
     assert between.json["time"]["us"] <= between.json["time"]["budget_us"] <= time["budget_us"]
-    short = run(*asked, "--bits", 2.5, "--time", "h200:16=0.5")
+    short = run(*asked, "--bits", 2.5, "--time", "h200:16=0.5", "--overwrite")
     assert short.code == 2
     assert "found 0.500 us; allowed:" in short.err
+    kept = run(*asked, "--bits", 2.5)
+    assert kept.code == 2
+    assert "a plan is there; allowed: another, --overwrite" in kept.err
+    assert json.loads(plan.read_text())["time"]["batch"] == 16
+    asked = (*asked, "--overwrite")
     wide = run(*asked, "--size", "1MB", "--time", f"RTX 5090:1={1e6}")
     assert wide.code == 0, wide.err
-    assert "on rtx5090 (bounds; not run on a GPU); a microsecond more is worth 0" in wide.out
+    assert "on rtx5090 (bounds; not run on a GPU), launches among them; a nanosecond" in wide.out
+    assert "more is worth nothing: that budget does not bind" in wide.out
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def allocate(
     ] = "demo",
     calibration_tokens: Annotated[int, typer.Option(min=2)] = TOKENS,
     rounds: Annotated[int, typer.Option(min=1, help="Measure, solve; then again around it.")] = 3,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan at OUT.")] = False,
     include: Include = None,
     exclude: Exclude = None,
     threads: Threads = None,
@@ -70,13 +71,8 @@ def allocate(
     from unspool.explore.allocate import check_scipy
 
     check_scipy()
-    check_place(out)
-    if (bits is None) == (size is None):
-        raise DeclarationError("one of --bits and --size says how large")
-    if bits is not None:
-        _check_rate(bits)
-    if size is not None:
-        byte_size(size, "--size")
+    _check_out(out, overwrite)
+    _check_size(bits, size)
     step, microseconds = (None, None) if time is None else _step(time)
     names = _names(formats)
     source = resolve(path)
@@ -88,6 +84,21 @@ def allocate(
     found = _document(plan, path, budget, step)
     _write(found, out)
     print_json(found) if json else _show(plan, found)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    check_place(out)
+    if out.exists() and not overwrite:
+        raise DeclarationError("a plan is there", where=str(out), allowed="another, --overwrite")
+
+
+def _check_size(bits: float | None, size: str | None) -> None:
+    if (bits is None) == (size is None):
+        raise DeclarationError("one of --bits and --size says how large")
+    if bits is not None:
+        _check_rate(bits)
+    if size is not None:
+        byte_size(size, "--size")
 
 
 def _write(found: dict[str, Any], out: Path) -> None:
@@ -267,6 +278,12 @@ def _time(plan: Allocation, budget: Budget, step: Step) -> dict[str, Any]:
     }
 
 
+def _worth(amount: str, price: float) -> str:
+    """What the next units of a budget save; nothing where the plan leaves some of it."""
+    saved = f"worth {-price:.2g} of it" if price else "worth nothing: that budget does not bind"
+    return f"{amount} more is {saved}"
+
+
 def _show(plan: Allocation, found: dict[str, Any]) -> None:
     chosen = [(group, group.option(plan.formats[group.name])) for group in plan.groups]
     rows = [
@@ -280,12 +297,12 @@ def _show(plan: Allocation, found: dict[str, Any]) -> None:
         f"{found['bits_per_weight']:.4f} bits per weight, {byte_count(found['bytes'])}; "
         f"KL on the calibration text {plan.loss:.5f}, of the start {plan.losses[0]:.5f}"
     )
-    print(f"a kilobyte more is worth {0 - 1000 * found['price_per_byte']:.2g} of it")
+    print(_worth("a kilobyte", 1000 * found["price_per_byte"]))
     if time := found["time"]:
         print(
             f"at least {time['us']:,.3f} us of {time['budget_us']:,.3f} us a step of "
-            f"{time['batch']} tokens on {time['gpu']} ({time['status']}); "
-            f"a microsecond more is worth {0 - time['price_per_us']:.2g} of it"
+            f"{time['batch']} tokens on {time['gpu']} ({time['status']}), launches among them; "
+            + _worth("a nanosecond", time["price_per_us"] / 1000)
         )
     for each in plan.worth[:3]:
         print(each)

@@ -56,7 +56,8 @@ Minutes = Annotated[
     float | None, typer.Option(min=0, help="When to stop; a generation is finished. [default: 10]")
 ]
 Generations = Annotated[
-    int | None, typer.Option(min=1, help="Stop after so many: the same codes on any machine.")
+    int | None,
+    typer.Option(min=1, help="Stop after so many in all: the same codes on any machine."),
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")]
 Ray = Annotated[
@@ -69,7 +70,9 @@ Ray = Annotated[
 ]
 Log = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Keep every scored code there, after each generation of 64."),
+    typer.Option(
+        metavar="FILE", help="Keep every code that was scored there, after each generation."
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the log.")]
 Save = Annotated[
@@ -142,6 +145,8 @@ def _show(shown: Sequence[Row], settings: Settings, state: State, json: bool) ->
     else:
         title = f"{state.scored} codes in {state.generation} generations" + _predicted_on(shown)
         print_table(title, COLUMNS, (row.cells() for row in shown), left=2)
+        if settings.within and not any(row.found for row in shown):
+            say(f"no code takes {settings.within:g} instructions per weight or fewer")
 
 
 def _predicted_on(rows: Sequence[Row]) -> str:

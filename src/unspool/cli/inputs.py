@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +52,16 @@ def check_place(file: Path | None) -> None:
     """Raises DeclarationError where a file cannot be written later, after long work."""
     if file is None:
         return
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise DeclarationError("no file can be written there", where=str(file))
+    refused = DeclarationError("no file can be written there", where=str(file))
+    if file.is_dir():
+        raise refused
+    try:
+        if file.exists():
+            file.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise refused from error
 
 
 def portable(name: str) -> str:
