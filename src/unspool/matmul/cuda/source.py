@@ -73,7 +73,7 @@ LEAST_UNROLLED, NARROW_TILE = 2, 16
 """Where sums of blocks are held beside those of rows, the steps of a block of scales are unrolled,
 at least two in tiles of up to 16 columns. With all of a stage mma.sync and tcgen05 take up to 250
 registers, where several blocks of threads have 168 each, and spill in wider tiles; wgmma does
-not."""
+not, but beside look-ups to whole numbers (MXFP6 to INT8: 6 spills), where half of them are."""
 
 ROTATE_WARPS = 16
 ROTATE_THREADS = 32 * ROTATE_WARPS
@@ -274,9 +274,10 @@ def unrolled_steps(made: Recipe, tokens: int) -> int:
     """Steps of a stage that are written out one after another, for tiles of so many."""
     if made.scales != SUMS:
         return made.geometry.steps
-    if made.loop == "wgmma":
-        return made.geometry.steps
     each = scale_steps(made)
+    if made.loop == "wgmma":
+        looked_up = made.whole and made.geometry.lowering.table
+        return max(each, made.geometry.steps // 2) if looked_up else made.geometry.steps
     return max(LEAST_UNROLLED, each) if tokens * made.terms <= NARROW_TILE else each
 
 
