@@ -24,6 +24,7 @@ RUNS: tuple[tuple[float, str, str, float, dict[str, float | str]], ...] = (
     (1.5, "e2m1", "sm120", 8, {"lanes": 8, "within": 0.5}),
     (3, "e4m3", "sm90", 12, {"lanes": 4, "end": "tail", "within": 2.4}),
     (3, "e4m3", "sm90", 12, {"lanes": 4, "end": "tail", "within": 2.0, "seed": 1}),
+    (3, "e4m3", "sm90", 9, {"lanes": 4, "end": "tail", "within": 2.0, "seed": 2}),
     (3, "e4m3", "sm90", 8, {"lanes": 4, "within": 1.2}),
     (4, "e4m3", "sm90", 12, {"lanes": 4, "end": "tail", "within": 1.62}),
     (4, "e4m3", "sm90", 12, {"lanes": 2, "end": "tail", "within": 2.9}),
