@@ -218,7 +218,7 @@ def _json(data: Mapping[str, Any]) -> bytes:
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise CheckpointError(
-            "the output exists", where=str(folder), allowed="a new folder, or --overwrite"
+            "the output exists", where=str(folder), allowed="a new folder, or overwrite"
         )
     if not folder.is_dir():
         raise CheckpointError("the output is not a folder", where=str(folder))

@@ -91,7 +91,8 @@ def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:
     turns = made.geometry.steps // unrolled_steps(made, tile)
     body, seldom = _stage(text, kernel, turns)
     promoted = promoted_stages(made)
-    often = sum(body.values()) - (seldom * (1 - 1 / promoted) if promoted else 0)
+    seldom = seldom if promoted else 0
+    often = sum(body.values()) - seldom * (1 - 1 / (promoted or 1))
     (decoder,) = count([made.geometry.lowering], made.machine, tools)
     weights = BLOCK_ROWS * made.geometry.stage_columns / THREADS
     return LoopCount(
@@ -104,7 +105,7 @@ def count_loop(made: Recipe, tokens: int, tools: Toolchain) -> LoopCount:
         total=round(often / weights, DIGITS),
         decode=decoder.total,
         opcodes=dict(body.most_common()),
-        seldom=seldom if promoted else 0,
+        seldom=seldom,
         registers=found.registers,
         spills=found.spills,
         traps=tuple(t for t in found.traps if made.kind != "f16" or "emulated" not in t),
